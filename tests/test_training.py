@@ -1,0 +1,161 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from wsnotebook import datasets, networks, training
+
+QUICK = training.Config(epochs=4, batch=64, lr=3e-3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load("digits")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_cost(history):
+    return {name: values for name, values in history.items() if name != "cpu_seconds"}
+
+
+def interrupted_after(monkeypatch, calls):
+    """Make the loop's validation raise KeyboardInterrupt at its `calls`-th call, as Ctrl-C would."""
+    score, count = training.score, iter(range(1000))
+
+    def failing(*arguments):
+        if next(count) == calls:
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    monkeypatch.setattr(training, "score", failing)
+
+
+def test_training_learns_digits_and_leaves_the_network_alone(digits):
+    network = networks.build("mlp-64-32-10")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    result = training.train(network, digits, replace(QUICK, epochs=20))
+    assert same(before, network.state_dict())
+    assert result.history["epoch"] == list(range(21))
+    assert result.history["validation_error"][0] > 70
+    assert result.history["validation_error"][-1] < 8
+    assert result.history["loss"][-1] < 0.3 < result.history["loss"][0]
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_an_interrupted_run_goes_on_to_the_same_result(digits, monkeypatch, optimiser):
+    config = replace(QUICK, optimiser=optimiser, keep="best")
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10)
+    )
+    whole = training.train(network, digits, config)
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(network, digits, config, keep=True)
+    resumed = training.train(network, digits, config, keep=True)
+    assert same(whole.state, resumed.state)
+    assert without_cost(whole.history) == without_cost(resumed.history)
+
+
+def test_a_kept_run_is_not_trained_again_and_another_setting_is(digits, monkeypatch):
+    network = networks.build("mlp-64-8-10")
+    first = training.train(network, digits, QUICK, keep=True)
+    monkeypatch.setattr(training, "minibatches", lambda *_: pytest.fail("trained again"))
+    again = training.train(network, digits, QUICK, keep=True)
+    assert same(first.state, again.state)
+    assert first.history == again.history
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        training.train(network, digits, replace(QUICK, lr=1e-3), keep=True)
+
+
+def test_a_damaged_kept_state_is_named(digits):
+    network = networks.build("mlp-64-8-10")
+    training.train(network, digits, QUICK, keep=True)
+    path = training.kept_path("train", QUICK, digits, network)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=f"{path.name}.*delete this file"):
+        training.train(network, digits, QUICK, keep=True)
+
+
+def test_the_last_or_the_best_state_is_kept(digits):
+    network = networks.build("mlp-64-32-10")
+    wild = replace(QUICK, epochs=6, lr=0.05, schedule="constant")  # jumps about, so that best is not last
+    last, best = (training.train(network, digits, replace(wild, keep=keep)) for keep in ("last", "best"))
+    assert last.history["validation_error"] == best.history["validation_error"]
+    errors = []
+    for state in (last.state, best.state):
+        network.load_state_dict(state)
+        errors.append(training.score(network, digits.validation).error)
+    assert errors == [last.history["validation_error"][-1], min(best.history["validation_error"])]
+
+
+def test_patience_stops_after_so_many_epochs_without_improvement(digits):
+    config = replace(QUICK, epochs=50, lr=0.0, schedule="constant", patience=3)  # lr 0: never improves on epoch 0
+    assert training.train(networks.build("mlp-64-8-10"), digits, config).history["epoch"] == [0, 1, 2, 3]
+
+
+def test_schedules_begin_at_one_and_fall():
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    rates = {}
+    for schedule in training.SCHEDULES:
+        rates[schedule] = []
+        for t in (0.0, 0.5, 0.75, 1.0):
+            training.set_lr(optimiser, 0.1, schedule, t)
+            rates[schedule].append(optimiser.param_groups[0]["lr"])
+    assert rates["constant"] == [0.1] * 4
+    assert rates["step"] == pytest.approx([0.1, 0.01, 0.001, 0.001])
+    assert rates["cosine"] == pytest.approx([0.1, 0.05, 0.05 * (1 - 0.5**0.5), 0.0])
+
+
+def test_an_epochs_randomness_depends_on_seed_and_epoch_alone():
+    outside = torch.random.get_rng_state()
+    draws = {}
+    for seed, epoch in [(0, 1), (0, 2), (1, 1), (0, 1)]:
+        with training.epoch_randomness(seed, epoch, torch.device("cpu")):
+            steps = list(training.minibatches(10, replace(QUICK, batch=3), epoch, torch.device("cpu")))
+            draw = torch.cat([rows for _, rows in steps])
+        assert [t for t, _ in steps] == pytest.approx([(epoch - 1 + k / 10) / 4 for k in (0, 3, 6, 9)])
+        assert sorted(draw.tolist()) == list(range(10))
+        assert draws.setdefault((seed, epoch), draw.tolist()) == draw.tolist()
+    assert len({tuple(draw) for draw in draws.values()}) == 3
+    assert torch.equal(outside, torch.random.get_rng_state())
+
+
+def test_augmented_images_are_crops_of_the_padded_image_or_of_its_mirror():
+    x = torch.randn(40, 2, 6, 5)
+    padded = nn.functional.pad(x, (4, 4, 4, 4))
+    crops = {"plain": 0, "mirrored": 0}
+    for image, source in zip(training.augmented(x), padded, strict=True):
+        windows = [source[:, top : top + 6, left : left + 5] for top in range(9) for left in range(9)]
+        kinds = {"plain": any(torch.equal(image, w) for w in windows)}
+        kinds["mirrored"] = any(torch.equal(image.flip(2), w) for w in windows)
+        assert any(kinds.values())
+        for kind, found in kinds.items():
+            crops[kind] += found
+    assert min(crops.values()) > 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimiser": "adamw"}, "optimiser='adamw': expected one of 'adam', 'sgd'"),
+        ({"schedule": "linear"}, "schedule='linear'"),
+        ({"epochs": -1}, "epochs=-1, expected a number >= 0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"batch": 0}, "batch=0"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        training.Config(**settings)
+
+
+def test_weights_that_are_not_finite_are_refused(digits):
+    network = networks.build("mlp-64-8-10")
+    network.fc1.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="'fc1.weight' has 1 entries that are NaN"):
+        training.train(network, digits, QUICK)

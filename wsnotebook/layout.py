@@ -1,0 +1,108 @@
+"""Layout: how a network's tensors lie in one row of numbers.
+
+A row (d,) and a state dict {name: tensor} are two views of the same network; `flatten` and `unflatten` are
+exact inverses.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("weight", "bias", "norm", "statistic")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes and kinds of a network's tensors, in flattening order.
+
+    Kinds: "weight" (matrices and kernels), "bias", "norm" (scale and shift of normalisation layers), "statistic"
+    (buffers).
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    kinds: tuple[str, ...]
+
+    @classmethod
+    def of(cls, network: nn.Module, kinds: tuple[str, ...] = KINDS, include: str = "", exclude: str = "") -> "Layout":
+        """The layout of a network's tensors of the given kinds, in the order of its state dict.
+
+        include, exclude: regular expressions searched in the tensor's name; empty means all, none.
+        Raises ValueError when nothing is left or a kind is unknown.
+        """
+        if unknown := set(kinds) - set(KINDS):
+            raise ValueError(f"kinds: unknown {sorted(unknown)}; the kinds are {', '.join(KINDS)}")
+        found = _kinds(network)
+        state = network.state_dict()
+        names = tuple(
+            name
+            for name, kind in found.items()
+            if kind in kinds and re.search(include, name) and not (exclude and re.search(exclude, name))
+        )
+        if not names:
+            raise ValueError(
+                f"no tensor of kind {'/'.join(kinds)} matches include={include!r}, exclude={exclude!r}; "
+                f"the network has {', '.join(found) or 'no tensors'}"
+            )
+        return cls(names, tuple(tuple(state[n].shape) for n in names), tuple(found[n] for n in names))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of entries of each tensor."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def d(self) -> int:
+        """Length of the row."""
+        return sum(self.sizes)
+
+    def flatten(self, state: dict[str, Tensor]) -> Tensor:
+        """State dict -> (d,). Raises ValueError naming the first tensor that is missing or of another shape."""
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name not in state:
+                raise ValueError(
+                    f"state has no tensor {name!r}; it has {', '.join(state) or 'none'}: another architecture?"
+                )
+            if tuple(state[name].shape) != shape:
+                raise ValueError(f"{name}: shape {tuple(state[name].shape)}, expected {shape}: another architecture?")
+        return torch.cat([state[name].reshape(-1) for name in self.names])
+
+    def unflatten(self, row: Tensor) -> dict[str, Tensor]:
+        """(d,) -> {name: tensor}, views of the row. Raises ValueError when the length differs."""
+        if row.shape != (self.d,):
+            raise ValueError(f"row has shape {tuple(row.shape)}, the layout needs ({self.d},): another architecture?")
+        parts = row.split(self.sizes)
+        return {n: part.view(s) for n, part, s in zip(self.names, parts, self.shapes, strict=True)}
+
+    def tensor_index(self) -> Tensor:
+        """(d,) int64: for each place in the row, the position of its tensor in `names`."""
+        return torch.repeat_interleave(torch.arange(len(self.names)), torch.tensor(self.sizes))
+
+
+def _kinds(network: nn.Module) -> dict[str, str]:
+    """{tensor name: kind} for every entry of the state dict, in its order."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    kinds = {}
+    for name, tensor in network.state_dict().items():
+        owner = network.get_submodule(name.rpartition(".")[0])
+        if name not in parameters:
+            kinds[name] = "statistic"
+        elif "Norm" in type(owner).__name__:
+            kinds[name] = "norm"
+        else:
+            kinds[name] = "weight" if tensor.ndim >= 2 else "bias"
+    return kinds
+
+
+def check_finite(state: dict[str, Tensor], source: str = "state") -> None:
+    """Raise ValueError naming the first tensor with a NaN or an infinity."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"{source}: tensor {name!r} has {bad} entries that are NaN or infinite out of {tensor.numel()}; "
+                "train or load the network again before using its weights"
+            )

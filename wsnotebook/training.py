@@ -1,0 +1,217 @@
+"""The loop for one network: tensors in memory, index gather, a schedule, validation, and a state that is kept.
+
+An epoch's randomness (order, dropout, augmentation) depends on (seed, epoch) alone, so a run that was interrupted
+and goes on gives the same numbers as one that was not.
+"""
+
+import contextlib
+import copy
+import hashlib
+import math
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+import wsnotebook
+from wsnotebook.datasets import Dataset, cache_folder
+from wsnotebook.evaluation import score
+from wsnotebook.layout import check_finite
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a network is trained."""
+
+    epochs: int = 20  # passes over the training rows
+    batch: int = 128  # rows a step
+    optimiser: str = "adam"  # adam | sgd (Nesterov momentum 0.9)
+    lr: float = 1e-3  # learning rate at the start
+    schedule: str = "cosine"  # constant | cosine (to 0) | step (x 0.1 at 50 % and 75 %)
+    weight_decay: float = 0.0  # L2 coefficient
+    augment: bool = False  # random 4-pixel crops and horizontal flips
+    keep: str = "last"  # last | best (lowest validation error)
+    patience: int = 0  # epochs without a lower validation error before stopping; 0: never
+    seed: int = 0  # of order, augmentation and dropout
+
+    def __post_init__(self):
+        check_choice("optimiser", self.optimiser, ("adam", "sgd"))
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("keep", self.keep, ("last", "best"))
+        check_at_least(self, epochs=0, batch=1, lr=0, weight_decay=0, patience=0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained network's state dict, and one history entry an epoch (entry 0: before training).
+
+    history: epoch, loss (training, nats), validation_loss (nats), validation_error (%), cpu_seconds (so far).
+    """
+
+    state: dict[str, Tensor]
+    history: dict[str, list[float]]
+
+
+def train(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = False) -> Result:
+    """Train a copy of `network` on dataset.train, choosing nothing on dataset.test.
+
+    keep: store the state in the cache folder after every epoch, under the hash of network, data and config; the same
+    call later goes on from there, or returns at once. Raises ValueError for weights that are not finite.
+    """
+    check_finite(network.state_dict(), "network")
+    network = copy.deepcopy(network)
+    x, y = dataset.train
+    optimiser = make_optimiser(config, network.parameters())
+    history = {"epoch": [], "loss": [], "validation_loss": [], "validation_error": [], "cpu_seconds": []}
+    best, spent = (math.inf, 0, network.state_dict()), 0.0
+    path = kept_path("train", config, dataset, network) if keep else None
+
+    if stored := load_kept(path):
+        network.load_state_dict(stored["network"])
+        optimiser.load_state_dict(stored["optimiser"])
+        history, best, spent = stored["history"], stored["best"], stored["spent"]
+    started = time.process_time() - spent
+
+    progress = tqdm(range(len(history["epoch"]), config.epochs + 1), desc="training", unit="epoch", leave=False)
+    for epoch in progress:
+        if config.patience and epoch - 1 - best[1] >= config.patience:
+            break
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        network.train()
+        with epoch_randomness(config.seed, epoch, x.device):
+            for t, rows in minibatches(len(x), config, epoch, x.device):
+                set_lr(optimiser, config.lr, config.schedule, t)
+                loss = F.cross_entropy(network(augmented(x[rows]) if config.augment else x[rows]), y[rows])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                total += loss.detach() * len(rows)
+        validation = score(network, dataset.validation)
+        history["epoch"].append(epoch)
+        history["loss"].append(float(total) / len(x) if epoch > 0 else score(network, dataset.train).loss)
+        history["validation_loss"].append(validation.loss)
+        history["validation_error"].append(validation.error)
+        history["cpu_seconds"].append(time.process_time() - started)
+        if validation.error < best[0] or epoch == 0:
+            best = (validation.error, epoch, copy.deepcopy(network.state_dict()))
+        progress.set_postfix_str(f"validation error {validation.error:.2f} %")
+        if path:
+            parts = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
+            save_kept(path, parts | {"best": best, "spent": history["cpu_seconds"][-1]})
+
+    state = best[2] if config.keep == "best" else network.state_dict()
+    check_finite(state, "trained network")
+    return Result(state={name: tensor.clone() for name, tensor in state.items()}, history=history)
+
+
+# ---- one step's parts, shared by the methods' own loops ----------------------------------------------------------
+
+
+def make_optimiser(config: Config, parameters) -> torch.optim.Optimizer:
+    """The optimiser a Config asks for, fused: one kernel a step."""
+    if config.optimiser == "sgd":
+        options = {"momentum": 0.9, "nesterov": True}
+        return torch.optim.SGD(parameters, config.lr, weight_decay=config.weight_decay, fused=True, **options)
+    return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+SCHEDULES = {
+    "constant": lambda t: 1.0,
+    "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
+    "step": lambda t: 1.0 if t < 0.5 else 0.1 if t < 0.75 else 0.01,
+}  # share of the first learning rate at time t in [0, 1]
+
+
+def set_lr(optimiser: torch.optim.Optimizer, lr: float, schedule: str, t: float) -> None:
+    """Set the learning rate of time t in [0, 1] of the run, `lr` being the first."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr * SCHEDULES[schedule](t)
+
+
+def minibatches(n: int, config, epoch: int, device: torch.device) -> Iterator[tuple[float, Tensor]]:
+    """One epoch's steps: (time in [0, 1] of the whole run, row numbers), the n rows in random order; none in epoch 0.
+
+    config: anything with `batch` and `epochs`.
+    """
+    if epoch > 0:
+        for step, rows in enumerate(torch.randperm(n, device=device).split(config.batch)):
+            yield (epoch - 1 + step * config.batch / n) / config.epochs, rows
+
+
+@contextlib.contextmanager
+def epoch_randomness(seed: int, epoch: int, device: torch.device):
+    """PyTorch's random numbers depend on (seed, epoch) inside, and are as before outside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:7], "big"))
+        yield
+
+
+def augmented(x: Tensor) -> Tensor:
+    """Random crops from a 4-pixel border and random horizontal flips, one of each an image. (n, c, h, w)."""
+    n, _, h, w = x.shape
+    flip = torch.rand(n, 1, device=x.device) < 0.5
+    top, left = torch.randint(0, 9, (2, n, 1), device=x.device)
+    rows = top + torch.arange(h, device=x.device)  # (n, h)
+    columns = torch.arange(w, device=x.device).expand(n, w)
+    columns = left + torch.where(flip, columns.flip(1), columns)  # (n, w)
+    image = torch.arange(n, device=x.device)[:, None, None]
+    return F.pad(x, (4, 4, 4, 4))[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+# ---- states that are kept between calls --------------------------------------------------------------------------
+
+
+def kept_path(kind: str, config, dataset: Dataset, network: nn.Module) -> Path:
+    """Where a run's state is kept: one file for each (kind, config, data, starting weights, package version)."""
+    digest = hashlib.sha256(f"{wsnotebook.__version__} {config!r} {dataset.name} {dataset.checksum}".encode())
+    digest.update(repr([len(dataset.train[1]), dataset.train[1][:256].tolist()]).encode())  # the split, too
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return cache_folder() / "results" / f"{kind}-{digest.hexdigest()[:24]}.pt"
+
+
+def save_kept(path: Path, state: dict) -> None:
+    """Write a state to a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        torch.save(state, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_kept(path: Path | None) -> dict | None:
+    """A state that `save_kept` wrote, or None. Raises ValueError when the file is damaged."""
+    if path is None or not path.exists():
+        return None
+    try:
+        return torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError) as error:
+        raise ValueError(f"{path}: not a readable kept state ({error}); delete this file to start again") from None
+
+
+# ---- settings that teach -----------------------------------------------------------------------------------------
+
+
+def check_choice(field: str, value, choices) -> None:
+    """Raise ValueError when a setting is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"{field}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_at_least(config, **bounds: float) -> None:
+    """Raise ValueError naming the first field of `config` that is below its bound or not a number."""
+    for field, low in bounds.items():
+        value = getattr(config, field)
+        if not isinstance(value, int | float) or not value >= low or math.isinf(value):
+            raise ValueError(
+                f"{type(config).__module__.rpartition('.')[2]}.Config: {field}={value!r}, expected a number >= {low}"
+            )
