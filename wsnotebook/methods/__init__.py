@@ -1,0 +1,1 @@
+"""The five methods, a file each."""

@@ -1,0 +1,112 @@
+"""What a notebook's first cell calls: seeds, threads, device and style in one place, and the facts of the machine.
+
+This is the one module that sets global state, because it is called at a notebook's edge: a session is a whole process.
+"""
+
+import multiprocessing
+import os
+import platform
+import random
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import torch
+
+from wsnotebook.figures import SCALES
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a notebook runs under; `figures.save` writes it beside every figure."""
+
+    notebook: str  # its file's name without the suffix, such as 01_soft_weight_sharing
+    scale: str  # quick | laptop | paper
+    seed: int
+    device: torch.device
+    parameters: dict[str, Any]  # the others of the notebook's parameters, as they were given
+
+
+def start(
+    notebook: str, *, scale: str = "quick", seed: int = 0, device: str = "cpu", threads: int = 1, **parameters
+) -> Session:
+    """Begin the notebook named `notebook`: seed Python, NumPy and torch, limit torch to `threads`, set the style.
+
+    The same seed, device and number of threads give the same numbers. `device` is torch's name for one, such as "cpu",
+    "cuda" or "mps". The further `parameters` are kept for the record. On Colab the widget manager is switched on.
+
+    Raises ValueError for an unknown scale, a device that is not there, and a bad name, seed or number of threads.
+    """
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+", notebook):
+        raise ValueError(
+            f"notebook={notebook!r}: expected the file's name without .ipynb, such as '01_soft_weight_sharing'"
+        )
+    if scale not in SCALES:
+        raise ValueError(f"scale={scale!r}: expected one of {', '.join(SCALES)}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**32 - 1")
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads={threads!r}: expected an integer of at least 1")
+    session = Session(notebook, scale, seed, _device(device), parameters)
+    torch.set_num_threads(threads)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    matplotlib.style.use(Path(__file__).with_name("style.mplstyle"))
+    if "google.colab" in sys.modules:
+        from google.colab import output
+
+        output.enable_custom_widget_manager()
+    return session
+
+
+def executor(processes: int, threads: int = 1) -> ProcessPoolExecutor | None:
+    """Processes that run seeds side by side, each with so many torch threads; None for one process."""
+    if not isinstance(processes, int) or processes < 1:
+        raise ValueError(f"processes={processes!r}: expected an integer of at least 1")
+    if processes == 1:
+        return None
+    spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
+    return ProcessPoolExecutor(processes, spawn, initializer=torch.set_num_threads, initargs=(threads,))
+
+
+def machine() -> dict[str, Any]:
+    """The facts that decide what runs here and how fast: versions, CPU cores, memory (GiB), threads and devices."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = ["cpu"]
+    devices += [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory(),
+        "devices": devices,
+    }
+
+
+def _device(name: str) -> torch.device:
+    """torch's device `name`, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        known = ", ".join(machine()["devices"])
+        raise ValueError(f"device={name!r} is not to be had here; this machine has {known}") from error
+    return device
+
+
+def _memory() -> float | None:
+    """The machine's memory in GiB; None where the system does not say."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
