@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from wsnotebook import datasets, networks, training
+from wsnotebook.evaluation import score
 from wsnotebook.methods import pruning
 
 QUICK = pruning.Config(nonzero_percent=10.0, centres=4, epochs=3, batch=64)
@@ -16,6 +17,9 @@ def result():
 
 
 def test_the_asked_share_stays_and_each_layer_has_so_many_values(result):
+    quantised = networks.build("mlp-64-24-10")
+    quantised.load_state_dict(result.quantised)
+    assert result.quantised_error == score(quantised, datasets.load("digits").validation).error
     assert result.sizes.nonzero_percent == pytest.approx(10, abs=0.1)
     for layer in result.sizes.layers:
         w = result.quantised[layer.name]

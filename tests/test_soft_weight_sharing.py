@@ -199,8 +199,8 @@ def test_choose_takes_the_smallest_that_is_good_enough():
         return sws.Run(0, SimpleNamespace(history={"validation_error": [9.0, trained]}), result)
 
     runs = [run(1.9, 300), run(2.05, 200), run(2.4, 100)]
-    assert sws.choose(runs) is runs[0]
-    assert sws.choose(runs, allowance=0.1) is runs[1]
+    assert sws.choose(runs, allowance=0.0) is runs[0]
+    assert sws.choose(runs) is runs[1]
     assert sws.choose(runs, allowance=1.0) is runs[2]
     assert sws.choose(runs, allowance=-1.0) is runs[0]
 

@@ -44,3 +44,21 @@ def interval(values: list[float], confidence: float = 0.95) -> tuple[float, floa
         return mean, math.nan
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     return mean, float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * sd / math.sqrt(n)
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """Markdown table of repeated runs: {method: {"test_error" (%), "nonzero_percent" (%), "ratio": one number a run}}.
+
+    Each cell is the mean and the half-width of its 95 % interval; with one run, the number alone.
+    """
+    columns = {"test error (%)": ("test_error", 2), "not zero (%)": ("nonzero_percent", 2), "ratio": ("ratio", 1)}
+    lines = [" | ".join(["", *columns]), "|".join(["---"] + ["---:"] * len(columns))]
+    for method, measures in results.items():
+        cells = [_mean_and_half_width(measures[name], digits) for name, digits in columns.values()]
+        lines.append(" | ".join([method, *cells]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _mean_and_half_width(values: list[float], digits: int) -> str:
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half > 0 else "")

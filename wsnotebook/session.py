@@ -3,6 +3,7 @@
 This is the one module that sets global state, because it is called at a notebook's edge: a session is a whole process.
 """
 
+import io
 import multiprocessing
 import os
 import platform
@@ -10,6 +11,7 @@ import random
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from wsnotebook.figures import SCALES
 
@@ -38,7 +41,8 @@ def start(
     """Begin the notebook named `notebook`: seed Python, NumPy and torch, limit torch to `threads`, set the style.
 
     The same seed, device and number of threads give the same numbers. `device` is torch's name for one, such as "cpu",
-    "cuda" or "mps". The further `parameters` are kept for the record. On Colab the widget manager is switched on.
+    "cuda" or "mps". The further `parameters` are kept for the record. In Jupyter a Figure that ends a cell is drawn,
+    without pyplot; on Colab the widget manager is switched on.
 
     Raises ValueError for an unknown scale, a device that is not there, and a bad name, seed or number of threads.
     """
@@ -58,6 +62,7 @@ def start(
     np.random.seed(seed)
     torch.manual_seed(seed)
     matplotlib.style.use(Path(__file__).with_name("style.mplstyle"))
+    _show_figures()
     if "google.colab" in sys.modules:
         from google.colab import output
 
@@ -65,12 +70,12 @@ def start(
     return session
 
 
-def executor(processes: int, threads: int = 1) -> ProcessPoolExecutor | None:
-    """Processes that run seeds side by side, each with so many torch threads; None for one process."""
+def executor(processes: int, threads: int = 1):
+    """Context of an executor that runs seeds side by side, with so many torch threads each; of None for one process."""
     if not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes={processes!r}: expected an integer of at least 1")
     if processes == 1:
-        return None
+        return nullcontext()
     spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
     return ProcessPoolExecutor(processes, spawn, initializer=torch.set_num_threads, initargs=(threads,))
 
@@ -102,6 +107,22 @@ def _device(name: str) -> torch.device:
         known = ", ".join(machine()["devices"])
         raise ValueError(f"device={name!r} is not to be had here; this machine has {known}") from error
     return device
+
+
+def _show_figures() -> None:
+    """In IPython, let a Figure that ends a cell be drawn; matplotlib itself does so only once pyplot is imported."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _png)
+
+
+def _png(figure: Figure) -> tuple[bytes, dict[str, int]]:
+    """`figure` as the PNG that `figures.save` would write, at a size in pixels that keeps it sharp on dense screens."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi="figure", metadata={"Software": None})
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    return buffer.getvalue(), {"width": width, "height": height}
 
 
 def _memory() -> float | None:

@@ -40,12 +40,13 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """A pruned and clustered network: its state, its size by the paper's accounting, validation error an epoch (%)."""
+    """A pruned and clustered network: its state, its size by the paper's accounting, validation error by epoch (%)."""
 
     config: Config
     quantised: dict[str, Tensor]
     sizes: codec.Sizes
     validation_errors: list[float]
+    quantised_error: float  # validation error after clustering, %
 
 
 def prune(network: nn.Module, dataset: Dataset, config: Config) -> Result:
@@ -82,7 +83,7 @@ def prune(network: nn.Module, dataset: Dataset, config: Config) -> Result:
             w.copy_(values)
             layers.append(codec.paper_size(name, ids, codebook=config.centres))
     state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-    return Result(config, state, codec.Sizes(tuple(layers)), errors)
+    return Result(config, state, codec.Sizes(tuple(layers)), errors, score(network, dataset.validation).error)
 
 
 def share_left(t: float, final: float) -> float:

@@ -1,0 +1,277 @@
+"""Headless runs of tiny notebooks: parameters arrive, a failure is told and stops nothing, refresh is idempotent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from wsnotebook import runs
+
+HEAD = "# Tiny\n\n[![badge](x)](y)\n\n**What is\nsmall?**\n\nMore."
+PARAMETERS = 'scale = "quick"  # which preset\nseed: int = 0\noverrides = {}'
+SAVE = """\
+import os, pathlib
+folder = pathlib.Path(os.environ["WSNOTEBOOK_FIGURES"], scale, "{name}")
+folder.mkdir(parents=True)
+for kind in ("png", "json"):
+    (folder / f"curve.{{kind}}").write_text("x")"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder of notebooks, away from any checkout."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("WSNOTEBOOK_NOTEBOOKS", str(tmp_path / "notebooks"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "notebooks"
+
+
+def put(folder, name, *sources, parameters=PARAMETERS):
+    cells = [new_markdown_cell(HEAD), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    cells += [new_code_cell(source) for source in sources]
+    notebook = new_notebook(cells=cells)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+def printed(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", ()))
+
+
+def fails(capsys, *arguments):
+    """The one line that `wsnotebook *arguments` complains with."""
+    assert runs.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("wsnotebook: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_list_tells_number_title_and_promise(folder, capsys):
+    put(folder, "02_second")
+    put(folder, "01_first")
+    (folder / "scratch.ipynb").write_text("not numbered")
+    assert runs.main(["list"]) == 0
+    assert capsys.readouterr().out == "01  Tiny\n    What is small?\n02  Tiny\n    What is small?\n"
+
+
+@pytest.mark.parametrize("name", ["1", "01", "01_first", "01_first.ipynb"])
+def test_a_notebook_is_found_by_number_or_name(folder, name):
+    path = put(folder, "01_first")
+    put(folder, "11_other")
+    assert runs.find(name).path == path
+
+
+def test_notebooks_are_those_of_the_checkout(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "pyproject.toml").write_text('name = "wsnotebook"')
+    monkeypatch.delenv("WSNOTEBOOK_NOTEBOOKS", raising=False)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert runs.folder() == tmp_path / "notebooks"
+
+
+def test_bad_usage_is_one_line_and_status_2(folder, capsys, monkeypatch):
+    assert "no notebook in" in fails(capsys, "figures")
+    put(folder, "01_first")
+    put(folder, "02_plain", parameters="size = 3")
+    assert "no notebook 'seven'" in fails(capsys, "run", "seven")
+    assert "01_first, 02_plain" in fails(capsys, "run", "7")
+    assert "'huge'" in fails(capsys, "run", "1", "--scale", "huge")
+    assert "scale='huge': expected one of quick, laptop, paper" in fails(capsys, "run", "1", "-p", "scale", "huge")
+    assert "02_plain has no parameter speed; it has: size" in fails(capsys, "run", "2", "-p", "speed", "1")
+    assert "02_plain has no parameter scale" in fails(capsys, "figures")
+    assert "overrides=3" in fails(capsys, "run", "1", "-p", "overrides", "3")
+    assert "jobs=0" in fails(capsys, "figures", "--jobs", "0")
+    assert "required" in fails(capsys)
+    assert "--fast" in fails(capsys, "list", "--fast")
+    (folder / "a file").write_text("in the way")
+    assert "cannot write to" in fails(capsys, "run", "1", "--out", str(folder / "a file"))
+    assert "choose another folder with --out" in fails(capsys, "run", "1", "--out", "/proc/nothing")
+    computed = put(folder, "03_computed", parameters="size = 2 * n")
+    assert "'size = 2 * n'; expected name = literal" in fails(capsys, "run", "3")
+    computed = put(folder, "03_computed", parameters="size = 2\n%matplotlib inline")
+    assert "03_computed.ipynb: the parameters cell is not Python: line 2" in fails(capsys, "run", "3")
+    computed.unlink()
+    (folder / "04_torn.ipynb").write_text('{"cells": [')
+    assert "04_torn.ipynb is no notebook" in fails(capsys, "list")
+    monkeypatch.setenv("WSNOTEBOOK_NOTEBOOKS", str(folder / "nowhere"))
+    assert "set WSNOTEBOOK_NOTEBOOKS" in fails(capsys, "list")
+
+
+def test_without_papermill_the_way_to_get_it_is_told(folder, capsys, monkeypatch):
+    put(folder, "01_first")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "papermill" else find_spec(name))
+    assert "pip install 'wsnotebook[lab]'" in fails(capsys, "run", "1")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-3", 0.001),
+        ("True", True),
+        ("true", True),
+        ("None", None),
+        ("null", None),
+        ("(1, 2)", (1, 2)),
+        ("{a: 1}", {"a": 1}),
+        ("mnist", "mnist"),
+        ("lenet-300-100", "lenet-300-100"),
+        ("'3'", "3"),
+        ("[1, 2", "[1, 2"),
+    ],
+)
+def test_values_on_the_command_line_are_literals_or_text(text, value):
+    assert runs.parse(text) == value
+    assert type(runs.parse(text)) is type(value)
+
+
+def test_undeclared_parameters_become_overrides():
+    notebook = runs.Notebook(
+        Path("01_x.ipynb"), "", "", {"scale": "quick", "seed": 0, "overrides": {"lr": 1, "tau": 1}}
+    )
+    assert runs.route(notebook, {"seed": 3}) == {"seed": 3}
+    assert runs.route(notebook, {"tau": 2}) == {"overrides": {"lr": 1, "tau": 2}}
+    assert runs.route(notebook, {"overrides": {"lr": 5}, "tau": 2}) == {"overrides": {"lr": 5, "tau": 2}}
+
+
+@pytest.mark.notebooks
+def test_a_run_gets_its_parameters_folders_and_one_thread(folder, tmp_path, capsys, monkeypatch):
+    facts = (
+        "import os, pathlib\nprint([scale, seed, overrides, pathlib.Path.cwd().name, os.environ['OMP_NUM_THREADS']])"
+    )
+    names = "print([os.environ[f'WSNOTEBOOK_{name}'] for name in ('DATA', 'CACHE')])"
+    put(folder, "01_first", facts, names, SAVE.format(name="01_first"))
+    monkeypatch.setenv("WSNOTEBOOK_DATA", os.pathsep.join(["data", "/elsewhere"]))
+    monkeypatch.setenv("WSNOTEBOOK_CACHE", "cache")
+    assert runs.main(["run", "1", "--scale", "laptop", "-p", "seed", "3", "-p", "lr", "1e-3", "--out", "out"]) == 0
+    first, second = printed(tmp_path / "out" / "01_first.ipynb").splitlines()
+    assert first == "['laptop', 3, {'lr': 0.001}, 'notebooks', '1']"
+    assert second == str([f"{tmp_path / 'data'}{os.pathsep}/elsewhere", str(tmp_path / "cache")])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("01_first: ok, ")
+    assert told[1:] == ["wrote out/01_first.ipynb", "wrote out/figures/laptop/01_first/curve.{json,png}"]
+
+
+@pytest.mark.notebooks
+def test_a_failure_is_told_with_its_cell_and_the_others_run(folder, tmp_path, capsys, monkeypatch):
+    cache, pictures = tmp_path / "cache", tmp_path / "pictures"
+    (cache / "data").mkdir(parents=True)
+    (cache / "data" / "kept.gz").write_text("x")
+    (cache / "results").mkdir()
+    monkeypatch.setenv("WSNOTEBOOK_CACHE", str(cache))
+    monkeypatch.setenv("WSNOTEBOOK_FIGURES", str(pictures))
+    (pictures / "quick").mkdir(parents=True)
+    (pictures / "quick" / "costs.json").write_text('{"09_other": {"cores": 4, "cpu_seconds": 7.5}}')
+    put(folder, "01_first", "x = 1", "y = x\n1 / (y - x)", "print('not reached')")
+    put(
+        folder,
+        "02_second",
+        "import os, pathlib\nc = pathlib.Path(os.environ['WSNOTEBOOK_CACHE'])",
+        "print(os.listdir(c), os.listdir(c / 'data'))",
+    )
+    put(folder, "03_third", SAVE.format(name="03_third"))
+    assert runs.main(["figures", "--jobs", "2", "--fresh"]) == 1
+    out, err = capsys.readouterr()
+    assert "01_first: cell 4 (In [4]: y = x): ZeroDivisionError: division by zero\n" in err
+    told = out.splitlines()
+    assert {line.split(",")[0] for line in told[:3]} == {"01_first: failed", "02_second: ok", "03_third: ok"}
+    copies = [f"wrote runs/quick/{name}.ipynb" for name in ("01_first", "02_second", "03_third")]
+    assert told[3:] == [*copies, "wrote pictures/quick/03_third/curve.{json,png}", "wrote pictures/quick/costs.json"]
+    assert "not reached" not in printed(tmp_path / "runs" / "quick" / "01_first.ipynb")
+    assert printed(tmp_path / "runs" / "quick" / "02_second.ipynb") == "['data'] ['kept.gz']\n"
+    costs = json.loads((pictures / "quick" / "costs.json").read_text())
+    assert set(costs) == {"02_second", "03_third", "09_other"}
+    assert costs["09_other"] == {"cores": 4, "cpu_seconds": 7.5}
+    assert costs["03_third"]["cpu_seconds"] > 0
+    assert {path.name for path in cache.iterdir()} == {"data", "results"}
+
+
+@pytest.mark.notebooks
+def test_refresh_is_idempotent_and_leaves_no_trace_of_the_run(folder, tmp_path, capsys):
+    widget = """\
+import ipywidgets, sys
+from IPython.display import display
+display(ipywidgets.IntSlider())
+print(seed)
+print("bar", file=sys.stderr)"""
+    bundle = """\
+pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+slider = ipywidgets.IntSlider()
+display(slider._repr_mimebundle_() | {"image/png": pixel, "text/plain": "a slider"}, raw=True)"""
+    path = put(folder, "01_first", widget, bundle)
+    broken = put(folder, "02_second", "1 / 0")
+    before, kept = nbformat.read(path, as_version=4), broken.read_bytes()
+    assert runs.main(["refresh"]) == 1
+    first = path.read_bytes()
+    assert runs.main(["refresh", "1"]) == 0
+    assert path.read_bytes() == first
+    assert broken.read_bytes() == kept
+    after = nbformat.read(path, as_version=4)
+    assert [cell.id for cell in after.cells] == [cell.id for cell in before.cells]
+    assert [cell.source for cell in after.cells] == [cell.source for cell in before.cells]
+    assert [cell.execution_count for cell in after.cells[1:]] == [1, 2, 3]
+    assert after.metadata == {"kernelspec": runs.KERNEL, "language_info": {"name": "python"}}
+    assert [cell.metadata for cell in after.cells] == [{}, {"tags": ["parameters"]}, {}, {}]
+    (text,) = after.cells[2].outputs
+    assert (text.name, text.text) == ("stdout", "0\n")
+    (shown,) = after.cells[3].outputs
+    assert shown.data.keys() == {"image/png", "text/plain"}
+    assert sorted(item.name for item in folder.iterdir()) == ["01_first.ipynb", "02_second.ipynb"]
+
+
+def test_stripping_keeps_what_a_reader_sees_and_is_a_projection():
+    view = {runs.WIDGET: {"model_id": "1"}}
+    outputs = [
+        new_output("stream", name="stdout", text="a\n"),
+        new_output("stream", name="stderr", text="100%"),
+        new_output("stream", name="stdout", text="b\n"),
+        new_output("display_data", data=view | {"text/plain": "bar"}),
+        new_output("display_data", data=view | {"image/png": "x", "text/plain": "figure"}),
+        new_output("execute_result", data={"text/plain": "3"}, execution_count=2),
+    ]
+    cell = new_code_cell("3", outputs=outputs, execution_count=2)
+    cell.metadata = {"tags": ["keep"], "papermill": {"duration": 1}, "execution": {}, "collapsed": False}
+    injected = new_code_cell("seed = 1", metadata={"tags": ["injected-parameters"]})
+    notebook = new_notebook(cells=[injected, cell], metadata={"widgets": {"state": {}}, "papermill": {}})
+    stripped = runs.strip(notebook)
+    nbformat.validate(stripped)
+    (kept,) = stripped.cells
+    assert (kept.id, kept.execution_count, kept.metadata) == (cell.id, 2, {"tags": ["keep"]})
+    assert kept.outputs == [
+        new_output("stream", name="stdout", text="a\nb\n"),
+        new_output("display_data", data={"image/png": "x", "text/plain": "figure"}),
+        new_output("execute_result", data={"text/plain": "3"}, execution_count=2),
+    ]
+    assert runs.strip(stripped) == stripped
+    assert len(notebook.cells) == 2
+    assert len(cell.outputs) == 6
+
+
+@pytest.mark.notebooks
+def test_an_interrupt_ends_the_kernel_and_starts_no_other(folder, tmp_path):
+    sleep = "import os, pathlib, time\npathlib.Path(f'started{seed}').write_text(str(os.getpid()))\ntime.sleep(200)"
+    put(folder, "01_first", "seed = 1\n" + sleep)
+    put(folder, "02_second", "seed = 2\n" + sleep)
+    started = folder / "started1"
+    arguments = [sys.executable, "-m", "wsnotebook.runs", "figures"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True) as command:
+        while command.poll() is None and not (started.exists() and started.read_text()):
+            time.sleep(0.1)
+        os.killpg(command.pid, signal.SIGINT)
+        _, err = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert err == "wsnotebook: interrupted\n"
+    assert not (folder / "started2").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)

@@ -1,0 +1,1 @@
+"""Explorers: one interactive picture a file. Each also gives `.figure()` (static) and `.to_html(path)` (no kernel)."""

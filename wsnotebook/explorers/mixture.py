@@ -1,0 +1,368 @@
+"""The mixture explorer: a slider over the epochs of soft weight-sharing, while it trains or afterwards.
+
+Left the weights' histogram under the mixture, right every weight before and now: `plots.mixture_frame`, which gives
+the numbers and is the static twin. After training, `Explorer(result)`. While training, show `live = Explorer()`, then
+run `result = compress(..., watch=live.watch)` in another cell, and last `live.watch(result)`.
+"""
+
+import base64
+import html
+import io
+import json
+import threading
+import uuid
+from pathlib import Path
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+from IPython.display import publish_display_data
+from matplotlib.figure import Figure
+
+from wsnotebook import plots
+from wsnotebook.plots import INK, OTHER, SIGMA, SPIKE, WEIGHTS, Frame
+
+POINTS = 1000  # weights drawn in the scatter, evenly spread over the followed ones
+HTML_EPOCHS = 60  # more than this are thinned in `to_html`
+ALL = "all layers"
+BAND = f" (\N{PLUS-MINUS SIGN}2{SIGMA})"
+
+
+class Explorer:
+    """Histogram, components and before/after scatter of a soft weight-sharing result, epoch by epoch.
+
+    Without a result it waits for one: pass `watch` to `compress`. Its widgets are slider, play, stop, layer, scale,
+    readout and plot; `view` holds them.
+    """
+
+    def __init__(self, result=None):
+        self.result, self._live = result, result is None
+        self._lock, self._setting, self._stopped = threading.RLock(), False, False
+        self._display_id, self._shown, self._drawn = uuid.uuid4().hex, False, False
+        last = len(result.trace) - 1 if result else 0
+        tip = "epoch of retraining: the arrow keys move it"
+        self.slider = widgets.IntSlider(last, 0, last, description="epoch", tooltip=tip, layout={"width": "340px"})
+        self.play = widgets.Play(value=last, min=0, max=last, interval=400, tooltip="play the epochs")
+        self.layer = widgets.Dropdown(options=self._layers(), description="layer", layout={"width": "240px"})
+        self.scale = widgets.ToggleButtons(options=["log", "linear"], description="counts")
+        self.scale.style.button_width = "70px"
+        self.stop = widgets.Button(description="Stop and keep", icon="stop", disabled=self._live)
+        self.stop.tooltip = "end training after this epoch; what is there is quantised and kept"
+        self.readout = widgets.HTML(self._facts())
+        self.plot = go.FigureWidget(_picture(result, ALL, last, "log"))
+        widgets.jslink((self.play, "value"), (self.slider, "value"))
+        for control in (self.slider, self.layer, self.scale):
+            control.observe(lambda change: self._setting or self._draw(), "value")
+        self.stop.on_click(lambda button: self._ask_to_stop())
+        self.plot.observe(self._on_drawn, "_js2py_traceDeltas")
+        rows = [self.play, self.slider, *([self.stop] if self._live else [])], [self.layer, self.scale]
+        boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
+        self.view = widgets.VBox([*boxes, self.readout, self.plot])
+        self._unbind()
+
+    def watch(self, result) -> bool | None:
+        """Show the result so far, at its last epoch unless the slider was moved back; True when stop was pressed.
+
+        For `compress(watch=...)`, called after every epoch. Called once more with the finished result, it puts the
+        last picture and its text into the notebook.
+        """
+        with self._lock:  # the controls' messages come in on another thread while a cell runs
+            last = len(result.trace) - 1
+            follow = self.result is None or last == 0 or self.slider.value == self.slider.max
+            self.result, self._setting = result, True
+            self.slider.max = self.play.max = last
+            if follow:
+                self.slider.value = last
+            if self.layer.options != self._layers():
+                self.layer.options = self._layers()
+            self._setting = False
+            self._draw()
+            stopped, self._stopped = self._stopped, False
+            self.stop.description = "Stop and keep"
+            self.stop.disabled = stopped or bool(result.quantised) or last >= result.config.epochs
+            self._unbind()
+        if result.quantised and self._shown:
+            publish_display_data(self._repr_mimebundle_(), transient={"display_id": self._display_id}, update=True)
+        return stopped or None
+
+    def figure(self, epoch: int | None = None, layer: str | None = None, log: bool | None = None) -> Figure:
+        """The static twin, as `plots.mixture_frame`; what is None is as the controls say."""
+        if self.result is None:
+            figure = Figure(figsize=(7, 1), dpi=100)
+            figure.text(0.5, 0.5, "The mixture appears here while the training below runs.", ha="center", va="center")
+            return figure
+        epoch = self.slider.value if epoch is None else epoch
+        log = self.scale.value == "log" if log is None else log
+        return plots.mixture_frame(self.result, epoch, _tensor(layer or self.layer.value), log)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write a page that needs neither kernel nor network: every layer, at most 60 epochs. Returns its path.
+
+        Raises ValueError while there is no result, OSError when the path cannot be written.
+        """
+        if self.result is None:
+            raise ValueError(
+                "the explorer has no result yet, so there is nothing to write: train with watch=live.watch"
+            )
+        last = len(self.result.trace) - 1
+        epochs = np.unique(np.linspace(0, last, min(last + 1, HTML_EPOCHS)).round().astype(int)).tolist()
+        frames, texts, axes = {}, {}, []
+        for i, layer in enumerate(self._layers()):
+            axes.append({scale: _axes(self.result, layer, scale) for scale in self.scale.options})
+            for epoch in epochs:
+                f = plots.frame(self.result, epoch, _tensor(layer))
+                frames[f"{i}/{epoch}"] = [
+                    {key: _packed(values) for key, values in trace.items()} for trace in _arrays(f)
+                ]
+                texts[f"{i}/{epoch}"] = _html(_facts(self.result, f))
+        figure, config = _picture(self.result, ALL, last, "log"), {"displaylogo": False, "responsive": True}
+        drawn = figure.to_html(config, full_html=False, include_plotlyjs=True, div_id="plot")
+        options = "".join(f"<option value={i}>{html.escape(layer)}</option>" for i, layer in enumerate(self._layers()))
+        page = PAGE.replace("LAST", str(len(epochs) - 1)).replace("OPTIONS", options)
+        for name, value in {"EPOCHS": epochs, "TEXTS": texts, "AXES": axes, "FRAMES": frames}.items():
+            page = page.replace(name, json.dumps(value, separators=(",", ":")))
+        with plots.replacing(path) as part:
+            part.write_text(page.replace("DRAWN", drawn), encoding="utf-8")
+        return Path(path)
+
+    def _ipython_display_(self) -> None:
+        self._shown = True
+        publish_display_data(self._repr_mimebundle_(), transient={"display_id": self._display_id})
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        """The widget; its static twin for readers without a kernel; a text for nbval and for who cannot see it."""
+        image = io.BytesIO()
+        self.figure().savefig(image, format="png", metadata={"Software": None})
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.view.model_id}
+        text = "waiting for the training below"
+        if self.result is not None:
+            facts = _facts(self.result, self._frame())
+            text = f"{self.layer.value}, {', '.join(f'{name} {value}' for name, value in facts.items())}"
+        return {
+            "application/vnd.jupyter.widget-view+json": view,
+            "image/png": base64.b64encode(image.getvalue()).decode(),
+            "text/plain": f"Mixture explorer: {text}",
+        }
+
+    def _layers(self) -> tuple[str, ...]:
+        return (ALL, *self.result.layout.names) if self.result else (ALL,)
+
+    def _frame(self) -> Frame:
+        return plots.frame(self.result, self.slider.value, _tensor(self.layer.value))
+
+    def _facts(self) -> str:
+        return _html(_facts(self.result, self._frame())) if self.result else "Waiting for the first epoch of training."
+
+    def _ask_to_stop(self) -> None:
+        self._stopped, self.stop.disabled, self.stop.description = True, True, "Stopping ..."
+
+    def _draw(self) -> None:
+        """Bring readout and plot up to the controls; plotly sends only what changed.
+
+        What is sent to a browser that has not drawn the plot yet is lost, so a live plot waits until it has. Without a
+        browser it stays as it was built.
+        """
+        with self._lock:
+            self.readout.value = self._facts()
+            if self.result is None or (self._live and not self._drawn):
+                return
+            with self.plot.batch_update():
+                for trace, arrays in zip(self.plot.data, _arrays(self._frame()), strict=True):
+                    trace.update(arrays)
+                self.plot.update_layout(_axes(self.result, self.layer.value, self.scale.value))
+
+    def _on_drawn(self, change) -> None:
+        """The browser has drawn the plot for the first time: send it everything, as changes since may be lost."""
+        with self._lock:
+            if self._drawn or not change["new"]:
+                return
+            self._drawn = True
+            if self.result is not None:
+                with self.plot.batch_update():
+                    self.plot.update_traces(x=None, y=None)
+                    self.plot.update_layout(dict.fromkeys(_axes(self.result, self.layer.value, self.scale.value)))
+            self._draw()
+
+    def _unbind(self) -> None:
+        """Let the controls answer while a cell runs.
+
+        JupyterLab sends their messages to a subshell of the kernel, but ipykernel 7.4 has them wait for the shell that
+        last sent something to the control, unless it does not know which one that was. Other versions know nothing of it.
+        """
+        for widget in (self.slider, self.play, self.layer, self.scale, self.stop, self.plot):
+            vars(widget.comm).pop("_reply_subshell_id", None)
+
+
+# ---- the plotly figure: traces in drawing order, and the numbers of one epoch in the same order ---------------------
+
+_CURVE = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
+_RIGHT = {"xaxis": "x2", "yaxis": "y2", "showlegend": False}
+_FILL = _CURVE | _RIGHT | {"fill": "toself", "line": {"width": 0}}
+TRACES = (
+    {"type": "bar", "name": "weights", "marker": {"color": WEIGHTS, "line": {"width": 0}}},
+    _CURVE | {"name": "mixture", "line": {"color": INK, "width": 1.5}},
+    _CURVE | {"name": "other components" + BAND, "line": {"color": OTHER, "width": 1.7}},
+    _CURVE | {"name": "spike at zero" + BAND, "line": {"color": SPIKE, "width": 1.7}},
+    _FILL | {"name": "bands", "fillcolor": "rgba(213, 94, 0, 0.3)"},
+    _FILL | {"name": "spike band", "fillcolor": "rgba(0, 114, 178, 0.35)"},
+    _CURVE | _RIGHT | {"name": "means", "line": {"color": OTHER, "width": 0.8}},
+    _CURVE | _RIGHT | {"name": "unchanged", "line": {"color": INK, "width": 1, "dash": "dash"}},
+    {"type": "scatter", "mode": "markers", "name": "points", "marker": {"color": INK, "size": 4, "opacity": 0.45}}
+    | _RIGHT,
+)
+_AXIS = {"showline": True, "linecolor": "#666666", "ticks": "outside", "zeroline": False, "showgrid": False}
+LAYOUT = {
+    "template": "none",
+    "height": 430,
+    "margin": {"l": 70, "r": 15, "t": 10, "b": 80},
+    "font": {"family": "DejaVu Sans, Verdana, sans-serif", "size": 12, "color": INK},
+    "bargap": 0,
+    "legend": {"orientation": "h", "x": 0, "y": -0.2, "itemclick": False, "itemdoubleclick": False},
+    "modebar": {"remove": ["select2d", "lasso2d", "zoomin2d", "zoomout2d", "autoscale2d"]},
+    "xaxis": _AXIS | {"domain": [0, 0.46], "title": {"text": "weight value"}},
+    "yaxis": _AXIS | {"tickformat": ","},
+    "xaxis2": _AXIS
+    | {"domain": [0.58, 1], "anchor": "y2", "constrain": "domain", "title": {"text": "weight at epoch 0"}},
+    "yaxis2": _AXIS | {"anchor": "x2", "scaleanchor": "x2", "constrain": "domain", "title": {"text": "weight now"}},
+}
+
+
+def _picture(result, layer: str, epoch: int, scale: str) -> go.Figure:
+    """The figure in the state to be shown; empty while there is no result."""
+    if result is None:
+        return go.Figure(TRACES, LAYOUT)
+    arrays = _arrays(plots.frame(result, epoch, _tensor(layer)))
+    figure = go.Figure([trace | values for trace, values in zip(TRACES, arrays, strict=True)], LAYOUT)
+    return figure.update_layout(_axes(result, layer, scale))
+
+
+def _arrays(f: Frame) -> list[dict[str, np.ndarray]]:
+    """x and y of every trace at one epoch. Several curves in one trace are parted by nan."""
+    side, free = f.limit, np.arange(1, len(f.means))
+    curves = [np.nonzero(np.abs(f.grid - f.means[j]) <= 5.5 * f.sigmas[j] + f.width)[0] for j in free]
+    curves = [np.append(c[:: 1 + len(c) // 50], c[-1:]) for c in curves]  # 50 points draw a bell
+    chosen = np.linspace(0, len(f.after) - 1, min(POINTS, len(f.after))).round().astype(int)
+    return [
+        {"x": (f.edges[1:] + f.edges[:-1]) / 2, "y": f.counts},
+        {"x": f.grid, "y": f.components.sum(0)},
+        {
+            "x": _parted(f.grid[c] for c in curves),
+            "y": _parted(f.components[j, c] for j, c in zip(free, curves, strict=True)),
+        },
+        {"x": f.grid, "y": f.components[0]},
+        {"x": _parted([-side, side, side, -side] for j in free), "y": _parted(_band(f, j) for j in free)},
+        {"x": np.array([-side, side, side, -side]), "y": _band(f, 0)},
+        {"x": _parted([-side, side] for j in free), "y": _parted([f.means[j]] * 2 for j in free)},
+        {"x": np.array([-side, side]), "y": np.array([-side, side])},
+        {"x": f.before[chosen], "y": f.after[chosen]},
+    ]
+
+
+def _band(f: Frame, j: int) -> np.ndarray:
+    return f.means[j] + 2 * f.sigmas[j] * np.array([-1, -1, 1, 1])
+
+
+def _parted(pieces) -> np.ndarray:
+    return np.concatenate([np.append(piece, np.nan) for piece in pieces])
+
+
+def _packed(values: np.ndarray) -> dict[str, str]:
+    """As plotly.js reads arrays out of JSON: four bytes a number."""
+    return {"dtype": "f4", "bdata": base64.b64encode(np.asarray(values, "<f4").tobytes()).decode()}
+
+
+def _axes(result, layer: str, scale: str) -> dict[str, object]:
+    """{property path: value} of the layout that depends on layer and scale, the same at every epoch."""
+    f, highest = plots.frame(result, 0, _tensor(layer)), plots.top(result, _tensor(layer))
+    log = {"type": "log", "range": [np.log10(f.floor), np.log10(2 * highest)], "tickmode": "linear", "dtick": 1}
+    counts = (
+        log if scale == "log" else {"type": "linear", "range": [0, 1.05 * highest], "tickmode": "auto", "dtick": None}
+    )
+    wide = [-f.limit, f.limit]
+    ranges = {"xaxis.range": wide, "xaxis2.range": wide, "yaxis2.range": wide}
+    title = {"yaxis.title.text": f"weights in a bin of {f.width:.2g}"}
+    return ranges | title | {f"yaxis.{name}": value for name, value in counts.items()}
+
+
+def _facts(result, f: Frame) -> dict[str, str]:
+    """What the readout and the text say, rounded."""
+    history, last = result.history, len(result.trace) - 1
+    facts = {
+        "epoch": f"{f.epoch} of {result.config.epochs}",
+        "validation error": f"{history['validation_error'][f.epoch]:.2f} %",
+        f"spike {SIGMA}": f"{f.sigmas[0]:.3g}",
+        "weights in the spike": f"{f.spike_percent:.1f} %",
+        "tau": f"{history['tau'][f.epoch]:.3g}",
+    }
+    if result.sizes and f.epoch == last:
+        facts["quantised"] = f"{result.sizes.ratio:.1f} times smaller"
+    return facts
+
+
+def _html(facts: dict[str, str]) -> str:
+    items = "".join(f"<span style='white-space: nowrap'>{name} <b>{value}</b></span>" for name, value in facts.items())
+    row = "display: flex; flex-wrap: wrap; gap: 0 1.6em; font-variant-numeric: tabular-nums"
+    return f"<div role='status' aria-live='polite' style='{row}'>{items}</div>"
+
+
+def _tensor(layer: str) -> str | None:
+    return None if layer == ALL else layer
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Mixture explorer</title>
+<style>
+body { font: 15px/1.6 "DejaVu Sans", Verdana, sans-serif; color: #333333 }
+body { max-width: 62em; margin: 1em auto; padding: 0 1em }
+form { display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; align-items: center; margin-bottom: 0.4em }
+#epoch { width: 20em; vertical-align: middle }
+fieldset { border: 0; padding: 0; margin: 0 }
+button { min-width: 5em }
+</style>
+</head>
+<body>
+<form>
+<button id="play" type="button">Play</button>
+<label>epoch <input id="epoch" type="range" min="0" max="LAST" value="LAST"></label>
+<label>layer <select id="layer">OPTIONS</select></label>
+<fieldset>counts
+<label><input type="radio" name="scale" value="log" checked> log</label>
+<label><input type="radio" name="scale" value="linear"> linear</label></fieldset>
+</form>
+<div id="facts"></div>
+DRAWN
+<script>
+const epochs = EPOCHS, texts = TEXTS, axes = AXES, frames = FRAMES;
+const at = id => document.getElementById(id), form = document.querySelector("form");
+let timer = null;
+function show() {
+  const name = at("layer").value + "/" + epochs[at("epoch").value];
+  at("facts").innerHTML = texts[name];
+  Plotly.restyle(at("plot"), {x: frames[name].map(trace => trace.x), y: frames[name].map(trace => trace.y)});
+}
+function pause() { clearInterval(timer); timer = null; at("play").textContent = "Play"; }
+function step() {
+  if (at("epoch").value === at("epoch").max) return pause();
+  at("epoch").value++;
+  show();
+}
+at("play").onclick = () => {
+  if (timer) return pause();
+  if (at("epoch").value === at("epoch").max) at("epoch").value = 0;
+  at("play").textContent = "Pause";
+  show();
+  timer = setInterval(step, 400);
+};
+at("epoch").oninput = () => { pause(); show(); };
+const rescale = () => Plotly.relayout(at("plot"), axes[at("layer").value][form.elements.scale.value]);
+at("layer").onchange = () => { show(); rescale(); };
+form.elements.scale.forEach(button => button.onchange = rescale);
+at("facts").innerHTML = texts["0/" + epochs[at("epoch").value]];
+</script>
+</body>
+</html>
+"""

@@ -1,0 +1,461 @@
+"""Run notebooks without a browser: `wsnotebook list | run NN | figures | refresh`, built on papermill.
+
+Every notebook runs in a process of its own with one thread and from its own folder, so `--jobs 2` gives the numbers
+of `--jobs 1`. A notebook that fails is reported with its cell and error; the others still run.
+"""
+
+import argparse
+import ast
+import copy
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from wsnotebook import figures
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A numbered notebook: what its first cell says of it, and the defaults in its `parameters` cell."""
+
+    path: Path
+    title: str
+    promise: str
+    parameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The file's name without the suffix: 01_soft_weight_sharing."""
+        return self.path.stem
+
+    @property
+    def number(self) -> str:
+        """The two digits that the name begins with."""
+        return self.name[:2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one notebook's run went. `cpu_seconds` counts its kernel and what the kernel started."""
+
+    notebook: str
+    path: Path  # the executed copy; of a failed notebook, up to the failing cell
+    error: str | None  # the failing cell, the error's name and its message
+    cpu_seconds: float
+
+
+def folder() -> Path:
+    """Where the notebooks are: WSNOTEBOOK_NOTEBOOKS, else `notebooks` in the checkout around us or the package."""
+    named = os.environ.get("WSNOTEBOOK_NOTEBOOKS")
+    path = (
+        Path(named)
+        if named
+        else (figures.checkout(Path.cwd()) or figures.checkout(Path(__file__).resolve()) or Path.cwd()) / "notebooks"
+    )
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"no folder {path}: run this inside a checkout of wsnotebook, or set WSNOTEBOOK_NOTEBOOKS to its notebooks"
+        )
+    return path.resolve()
+
+
+def notebooks() -> list[Notebook]:
+    """All numbered notebooks in `folder()`, in order."""
+    return [read(path) for path in _paths()]
+
+
+def find(name: str) -> Notebook:
+    """The notebook called `name`: its number (`1` or `01`) or its full name. ValueError lists what there is."""
+    known = {path.stem: path for path in _paths()}
+    number = f"{name.zfill(2)}_"
+    matches = [path for stem, path in known.items() if stem == name.removesuffix(".ipynb") or stem.startswith(number)]
+    if len(matches) != 1:
+        raise ValueError(
+            f"{'several notebooks' if matches else 'no notebook'} {name!r} in {folder()}: {', '.join(known)}"
+        )
+    return read(matches[0])
+
+
+def _paths() -> list[Path]:
+    """The files of the numbered notebooks; FileNotFoundError if there are none."""
+    paths = sorted(folder().glob("[0-9][0-9]_*.ipynb"))
+    if not paths:
+        raise FileNotFoundError(f"no notebook in {folder()}: expected files named like 01_soft_weight_sharing.ipynb")
+    return paths
+
+
+def read(path: Path) -> Notebook:
+    """The notebook at `path`, not executed. ValueError if it is no notebook or its parameters are no literals."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "".join(next((cell["source"] for cell in cells if cell["cell_type"] == "markdown"), ""))
+        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no notebook: {type(error).__name__}: {error}") from error
+    heading = re.search(r"^#+ +(.+)$", text, re.MULTILINE)
+    blocks = (block.strip() for block in text[heading.end() :].split("\n\n")) if heading else ()
+    promise = next(
+        (" ".join(block.split()).strip("*_") for block in blocks if block and not block.startswith("[![")), ""
+    )
+    return Notebook(path, heading[1].strip() if heading else path.stem, promise, literals("\n".join(tagged), path))
+
+
+def literals(source: str, path: Path) -> dict[str, Any]:
+    """The assignments in a parameters cell, {name: value}. ValueError names a line that is not `name = literal`."""
+    try:
+        lines = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"{path}: the parameters cell is not Python: line {error.lineno}: {error.msg}") from error
+    values = {}
+    for line in lines:
+        target = line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [None])[0]
+        try:
+            values[target.id] = ast.literal_eval(line.value)
+        except (AttributeError, ValueError) as error:
+            what = ast.unparse(line)
+            raise ValueError(
+                f"{path}: the parameters cell has {what!r}; expected name = literal on each line"
+            ) from error
+    return values
+
+
+def parse(text: str) -> Any:
+    """A parameter from the command line: a Python literal (1e-3, (1, 2), None), else YAML (true, {a: 1}), else text."""
+    import yaml
+
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def route(notebook: Notebook, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """`parameters` as `notebook` takes them: those it does not declare become entries of its `overrides`.
+
+    The method's Config checks the names in there. Raises ValueError for an unknown scale, and for an unknown name if
+    the notebook declares no `overrides`.
+    """
+    declared = {name: value for name, value in parameters.items() if name in notebook.parameters}
+    rest = {name: value for name, value in parameters.items() if name not in notebook.parameters}
+    if "scale" in rest or (rest and "overrides" not in notebook.parameters):
+        known = ", ".join(notebook.parameters) or "none"
+        raise ValueError(f"{notebook.name} has no parameter {', '.join(rest)}; it has: {known}")
+    if declared.get("scale", figures.SCALES[0]) not in figures.SCALES:
+        raise ValueError(f"scale={declared['scale']!r}: expected one of {', '.join(figures.SCALES)}")
+    if not isinstance(declared.get("overrides", {}), dict):
+        raise ValueError(f"overrides={declared['overrides']!r}: expected {{name: value}}")
+    if rest:
+        declared["overrides"] = notebook.parameters["overrides"] | declared.get("overrides", {}) | rest
+    return declared
+
+
+def execute(
+    chosen: Sequence[Notebook],
+    parameters: Mapping[str, Any],
+    *,
+    copies: Path,
+    pictures: Path,
+    jobs: int = 1,
+    fresh: bool = False,
+) -> list[Run]:
+    """Run the `chosen` notebooks with `parameters`, `jobs` at a time, printing a line as each ends.
+
+    Executed copies land in `copies`, figures in `pictures`. With `fresh`, no notebook uses results that an earlier run
+    kept; data already downloaded are used. A notebook that fails gives a Run with an `error`.
+
+    Raises ValueError for an unknown parameter or scale and OSError for a folder that cannot be written, both before
+    anything runs.
+    """
+    if importlib.util.find_spec("papermill") is None:
+        raise ModuleNotFoundError("running notebooks needs papermill: pip install 'wsnotebook[lab]'")
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: expected at least 1")
+    copies, pictures = copies.resolve(), pictures.resolve()
+    routed = [route(notebook, parameters) for notebook in chosen]
+    for target in (copies, pictures):
+        _check_writable(target)
+    environment = _environment() | {"WSNOTEBOOK_FIGURES": str(pictures), "OMP_NUM_THREADS": "1"}
+    ended = []
+    with tempfile.TemporaryDirectory(prefix="wsnotebook-") as scratch:
+        caches = [_empty_cache(Path(scratch, notebook.name)) if fresh else {} for notebook in chosen]
+        tasks = [
+            (notebook.path, values, copies / notebook.path.name, environment | cache)
+            for notebook, values, cache in zip(chosen, routed, caches, strict=True)
+        ]
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for run in _as_they_end(pool, tasks, jobs):
+                ended.append(run)
+                print(f"{run.notebook}: {'failed' if run.error else 'ok'}, {run.cpu_seconds:.1f} CPU-s", flush=True)
+                if run.error:
+                    print(f"{run.notebook}: {run.error}", file=sys.stderr, flush=True)
+    return sorted(ended, key=lambda run: run.notebook)
+
+
+def _as_they_end(pool: Executor, tasks: Iterable[tuple], jobs: int) -> Iterator[Run]:
+    """The runs of `tasks` in the order they end. No more than `jobs` are handed over, so that Ctrl-C leaves no next."""
+    waiting = iter(tasks)
+    running = {pool.submit(_run, *task) for task in islice(waiting, jobs)}
+    while running:
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        running |= {pool.submit(_run, *task) for task in islice(waiting, len(done))}
+        yield from (future.result() for future in done)
+
+
+def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
+    """Execute the notebook at `path` into `target`: what a worker process does. Kernels inherit its environment."""
+    import papermill
+
+    os.environ.update(environment)
+    before = os.times()
+    try:
+        papermill.execute_notebook(
+            path,
+            target,
+            parameters,
+            kernel_name="python3",
+            language="python",
+            cwd=path.parent,
+            start_timeout=180,
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # neither "TCP" warnings nor an interrupt's traces
+            progress_bar={"desc": path.stem, "disable": None},  # None: no bar where stderr is no terminal
+        )
+        error = None
+    except papermill.PapermillExecutionError as failure:
+        error = _place(path, failure)
+    except Exception as failure:  # a kernel that died or did not start: reported like any other, the rest goes on
+        error = f"{type(failure).__name__}: {failure}"
+    after = os.times()
+    children = after.children_user + after.children_system - before.children_user - before.children_system
+    return Run(path.stem, target, error, children)
+
+
+def _place(path: Path, failure) -> str:
+    """Where papermill's execution error `failure` arose, in the numbering of the notebook at `path`, and what it is."""
+    sources = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    cell = f"cell {sources.index(failure.source) + 1}" if failure.source in sources else "the injected parameters"
+    line = failure.source.strip().splitlines()[0]
+    return f"{cell} (In [{failure.exec_count}]: {line}): {failure.ename}: {failure.evalue}"
+
+
+def _environment() -> dict[str, str]:
+    """Our variables that name folders, made absolute: a kernel's working directory is the notebook's folder."""
+    named = {name: os.environ[name] for name in ("WSNOTEBOOK_DATA", "WSNOTEBOOK_CACHE") if os.environ.get(name)}
+    return {
+        name: os.pathsep.join(os.path.abspath(part) for part in value.split(os.pathsep))
+        for name, value in named.items()
+    }
+
+
+def _empty_cache(path: Path) -> dict[str, str]:
+    """A cache at `path` with nothing but the data of the real one, as the environment that selects it."""
+    from wsnotebook.datasets import cache_folder
+
+    data = cache_folder().resolve() / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    path.mkdir()
+    (path / "data").symlink_to(data, target_is_directory=True)
+    return {"WSNOTEBOOK_CACHE": str(path)}
+
+
+def _check_writable(path: Path) -> None:
+    """Make the folder `path`, or raise OSError saying how to choose another."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        advice = "choose another folder with --out, or WSNOTEBOOK_FIGURES for the figures"
+        raise type(error)(f"cannot write to {path} ({error.strerror}): {advice}") from error
+
+
+def refresh(chosen: Sequence[Notebook]) -> list[Run]:
+    """Execute the `chosen` notebooks at their defaults and put the outputs into the files, stripped for git.
+
+    A notebook that fails keeps its file. Figures go to a temporary folder.
+    """
+    import nbformat
+
+    with tempfile.TemporaryDirectory(prefix="wsnotebook-") as scratch:
+        runs = execute(chosen, {}, copies=Path(scratch), pictures=Path(scratch, "figures"))
+        for run in runs:
+            if not run.error:
+                text = nbformat.writes(strip(nbformat.read(run.path, as_version=4))) + "\n"
+                figures.write({folder() / run.path.name: text.encode()})
+    return runs
+
+
+def strip(notebook):
+    """A copy of an nbformat `notebook` as it is committed: outputs, counts, ids and tags, and no traces of the run.
+
+    Out go widget state, papermill's metadata and injected cell, timings, stderr (progress bars, warnings), and widget
+    views: a view that brings its picture leaves the picture and its text, another one leaves nothing.
+    """
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata = type(notebook)(kernelspec=KERNEL, language_info={"name": "python"})
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        cell.metadata = type(notebook)(
+            {key: cell.metadata[key] for key in ("tags", "jupyter") if cell.metadata.get(key)}
+        )
+        if cell.cell_type == "code":
+            cell.outputs = _joined(output for output in cell.outputs if _kept(output))
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)
+    return notebook
+
+
+def _kept(output) -> bool:
+    """Whether an output is worth committing: no stderr, and no widget that would be nothing without its state."""
+    data = output.get("data", {})
+    return output.get("name") != "stderr" and (WIDGET not in data or any(kind.startswith("image/") for kind in data))
+
+
+def _joined(outputs: Iterable) -> list:
+    """`outputs` with neighbouring pieces of printed text joined: how the kernel cuts it depends on the time."""
+    joined = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `wsnotebook`: 0 if all went well, 1 if a notebook failed, 2 for bad usage, 130 if interrupted."""
+    try:
+        options = _parser().parse_args(argv)
+        return options.act(options)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"wsnotebook: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("wsnotebook: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="wsnotebook", description="Run the numbered notebooks without a browser.")
+    commands = parser.add_subparsers(metavar="list | run | figures | refresh", required=True)
+
+    command = commands.add_parser("list", help="number, title and promise of every notebook")
+    command.set_defaults(act=_list)
+
+    command = commands.add_parser("run", help="run one notebook")
+    command.set_defaults(act=_run_one)
+    command.add_argument("notebook", help="its number or its name")
+    command.add_argument(
+        "-p",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter of the notebook, or a field of its method's Config; may be repeated",
+    )
+    command.add_argument("--scale", choices=figures.SCALES, help="default: the notebook's own, quick")
+    _add_out(command)
+
+    command = commands.add_parser("figures", help="run every notebook and write its figures")
+    command.set_defaults(act=_run_all)
+    command.add_argument("--scale", choices=figures.SCALES, default="quick", help="default: %(default)s")
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time; default: %(default)s")
+    command.add_argument(
+        "--fresh", action="store_true", help="use no kept results, and record what each notebook costs"
+    )
+    _add_out(command)
+
+    command = commands.add_parser("refresh", help="run notebooks and commit-ready outputs into their files")
+    command.set_defaults(act=_refresh)
+    command.add_argument("notebooks", nargs="*", help="numbers or names; default: all")
+    return parser
+
+
+def _add_out(command: argparse.ArgumentParser) -> None:
+    text = "for executed notebooks, with figures in DIR/figures; default: runs/<scale> and figures in the checkout"
+    command.add_argument("--out", type=Path, metavar="DIR", help=text)
+
+
+def _list(options: argparse.Namespace) -> int:
+    for notebook in notebooks():
+        print(f"{notebook.number}  {notebook.title}\n    {notebook.promise}")
+    return 0
+
+
+def _run_one(options: argparse.Namespace) -> int:
+    notebook = find(options.notebook)
+    parameters = {name: parse(value) for name, value in options.parameters}
+    if options.scale:
+        parameters["scale"] = options.scale
+    scale = parameters.get("scale", notebook.parameters.get("scale", "quick"))
+    return _report([notebook], parameters, scale, options.out)
+
+
+def _run_all(options: argparse.Namespace) -> int:
+    return _report(
+        notebooks(), {"scale": options.scale}, options.scale, options.out, jobs=options.jobs, fresh=options.fresh
+    )
+
+
+def _refresh(options: argparse.Namespace) -> int:
+    runs = refresh([find(name) for name in options.notebooks] or notebooks())
+    return int(any(run.error for run in runs))
+
+
+def _report(chosen: list[Notebook], parameters: dict, scale: str, out: Path | None, **how) -> int:
+    """Execute, record the costs of a fresh run, print what was written; the exit status."""
+    here = figures.checkout(Path.cwd()) or Path.cwd()
+    copies, pictures = (out, out / "figures") if out else (here / "runs" / str(scale), figures.root())
+    began = time.time()
+    runs = execute(chosen, parameters, copies=copies, pictures=pictures, **how)
+    if how.get("fresh"):
+        _record(runs, pictures / scale / "costs.json")
+    for line in _written([run.path for run in runs] + sorted(pictures.rglob("*")), began):
+        print(f"wrote {line}")
+    return int(any(run.error for run in runs))
+
+
+def _record(runs: Iterable[Run], path: Path) -> None:
+    """Put the CPU seconds of the successful `runs` into the JSON file at `path`, beside the entries of the others."""
+    from wsnotebook.session import machine
+
+    costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    cores = machine()["cores"]
+    costs |= {run.notebook: {"cpu_seconds": round(run.cpu_seconds, 1), "cores": cores} for run in runs if not run.error}
+    figures.write({path: (json.dumps(costs, indent=2, sort_keys=True) + "\n").encode()})
+
+
+def _written(paths: Iterable[Path], began: float) -> list[str]:
+    """The files among `paths` written since `began`, relative to here: `figures/quick/01_x/sizes.{json,png,svg}`."""
+    kinds = defaultdict(list)
+    for path in paths:
+        if path.is_file() and path.stat().st_mtime >= began:
+            kinds[os.path.relpath(path.with_suffix(""))].append(path.suffix.removeprefix("."))
+    return [f"{stem}.{some[0]}" if len(some) == 1 else f"{stem}.{{{','.join(some)}}}" for stem, some in kinds.items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
