@@ -220,3 +220,12 @@ def test_every_presets_network_exists(name):
     chosen = sws.PRESETS[name]
     assert chosen.dataset in datasets.NAMES
     assert networks.build(chosen.network) is not None
+
+
+def test_a_study_can_start_from_a_users_checkpoint(network, tmp_path):
+    path = tmp_path / "mine.pt"
+    torch.save(network.state_dict(), path)
+    quick = sws.preset("quick", network="mlp-64-24-10", checkpoint=str(path), overrides={"epochs": 1})
+    [run] = sws.study(quick, [3])
+    assert same(run.result.before, network.state_dict())
+    assert run.trained.history["epoch"] == [0]

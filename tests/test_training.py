@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -159,3 +160,38 @@ def test_weights_that_are_not_finite_are_refused(digits):
     network.fc1.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="'fc1.weight' has 1 entries that are NaN"):
         training.train(network, digits, QUICK)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_users_checkpoint_is_loaded(tmp_path, suffix):
+    network, state = networks.build("mlp-4-3-2", seed=0), networks.build("mlp-4-3-2", seed=1).state_dict()
+    path = tmp_path / f"mine.{suffix}"
+    (torch.save if suffix == "pt" else safetensors.torch.save_file)(state, path)
+    training.load_checkpoint(network, path)
+    assert same(network.state_dict(), state)
+
+
+def test_bad_checkpoints_are_named_and_change_nothing(tmp_path):
+    network = networks.build("mlp-4-3-2")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    nan = networks.build("mlp-4-3-2", seed=1).state_dict()
+    nan["fc1.weight"][0, 0] = float("nan")
+    torch.save(nan, tmp_path / "nan.pt")
+    torch.save(networks.build("mlp-4-5-2").state_dict(), tmp_path / "wider.pt")
+    torch.save({**before, "fc3.weight": torch.zeros(1)}, tmp_path / "deeper.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save(network, tmp_path / "pickled.pt")
+    (tmp_path / "noise.safetensors").write_bytes(b"\x00" * 50)
+    for name, message in {
+        "nan.pt": "'fc1.weight' has 1 entries that are NaN",
+        "wider.pt": r"'fc1.weight' is \(5, 4\), the network has \(3, 4\) there",
+        "deeper.pt": r"'fc3.weight' is \(1,\), the network has nothing there",
+        "list.pt": "holds list, expected a state dict",
+        "pickled.pt": "not readable",
+        "noise.safetensors": "not readable",
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+            training.load_checkpoint(network, tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="absent.pt: no such file"):
+        training.load_checkpoint(network, tmp_path / "absent.pt")
+    assert same(network.state_dict(), before)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -196,6 +197,38 @@ def load_kept(path: Path | None) -> dict | None:
         return torch.load(path, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError) as error:
         raise ValueError(f"{path}: not a readable kept state ({error}); delete this file to start again") from None
+
+
+def load_checkpoint(network: nn.Module, path: str | Path) -> None:
+    """Put the weights of a user's file into a network: .safetensors, or a state dict in .pt / .pth (never unpickled).
+
+    Raises FileNotFoundError, or ValueError for a damaged file, another architecture or weights that are not finite; the
+    network is then as it was.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # each reader has its own, for content of every kind
+        reason = str(error).partition("\n")[0]
+        expected = "expected .safetensors, or a state dict saved by torch.save"
+        raise ValueError(f"checkpoint {path}: not readable ({reason}); {expected}") from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"checkpoint {path}: holds {type(state).__name__}, expected a state dict {{name: tensor}}")
+    wanted = network.state_dict()
+    for name in [*wanted, *(state.keys() - wanted.keys())]:
+        seen, expected = (tuple(part[name].shape) if name in part else "nothing" for part in (state, wanted))
+        if seen != expected:
+            raise ValueError(
+                f"checkpoint {path}: {name!r} is {seen}, the network has {expected} there: another architecture? "
+                f"The network's tensors: {', '.join(wanted)}"
+            )
+    check_finite(state, f"checkpoint {path}")
+    network.load_state_dict(state)
 
 
 # ---- settings that teach -----------------------------------------------------------------------------------------

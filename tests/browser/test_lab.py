@@ -143,8 +143,8 @@ def test_the_slider_moves_the_picture(page, tmp_path):
     back = page.evaluate(SEEN)
     for part in ("readout", "data", "path"):
         assert back[part] != end[part], f"{part} did not change"
-    assert "epoch 40 of 40" in end["readout"]
-    assert "epoch 28 of 40" in back["readout"]
+    assert "epoch 30 of 30" in end["readout"]
+    assert "epoch 18 of 30" in back["readout"]
     print(f"key to picture: median {statistics.median(delays):.0f} ms of {len(delays)}, longest {max(delays):.0f} ms")
 
     page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()

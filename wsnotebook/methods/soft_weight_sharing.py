@@ -90,6 +90,7 @@ class Preset:
     config: Config
     taus: tuple[float, ...]  # candidates for config.tau, chosen on validation; empty: keep config.tau
     seeds: int  # runs, for the interval
+    checkpoint: str = ""  # file of a trained network to start from; empty: train one
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,7 @@ PRESETS = {
             lr_means=1e-3,
             lr_log_variances=2e-2,
             lr_logits=2e-2,
-            epochs=40,
+            epochs=30,
             batch=32,
         ),
         taus=(0.005, 0.01, 0.02),
@@ -365,10 +366,13 @@ PRESETS = {
 }  # the scales first, then the papers' other networks
 
 
-def preset(name: str, *, dataset: str = "", network: str = "", overrides: dict | None = None) -> Preset:
+def preset(
+    name: str, *, dataset: str = "", network: str = "", checkpoint: str = "", overrides: dict | None = None
+) -> Preset:
     """An experiment by name, with another dataset or network if given, and any Config field changed by `overrides`.
 
-    A tau among the overrides is kept: there is then nothing to choose. Raises ValueError for an unknown preset or field.
+    checkpoint: a trained network's file, taken as it is instead of training one. A tau among the overrides is kept:
+    there is then nothing to choose. Raises ValueError for an unknown preset or field.
     """
     training.check_choice("preset", name, PRESETS)
     chosen, overrides = PRESETS[name], overrides or {}
@@ -377,8 +381,9 @@ def preset(name: str, *, dataset: str = "", network: str = "", overrides: dict |
         raise ValueError(f"overrides: unknown {', '.join(sorted(unknown))}; soft weight-sharing has {known}")
     config = replace(chosen.config, **overrides)
     taus = () if "tau" in overrides else chosen.taus
-    names = {"dataset": dataset or chosen.dataset, "network": network or chosen.network}
-    return replace(chosen, **names, config=config, taus=taus)
+    names = {"dataset": dataset or chosen.dataset, "network": network or chosen.network, "checkpoint": checkpoint}
+    how = replace(chosen.training, epochs=0) if checkpoint else chosen.training
+    return replace(chosen, **names, training=how, config=config, taus=taus)
 
 
 @dataclass(frozen=True)
@@ -390,6 +395,16 @@ class Run:
     result: Result
 
 
+def trained_network(preset: Preset, dataset: Dataset, seed: int) -> tuple[nn.Module, training.Result]:
+    """The experiment's network before compression, and its training; kept as it goes."""
+    network = networks.build_for(dataset, preset.network, seed=seed)
+    if preset.checkpoint:
+        training.load_checkpoint(network, preset.checkpoint)
+    trained = training.train(network, dataset, replace(preset.training, seed=seed), keep=True)
+    network.load_state_dict(trained.state)
+    return network, trained
+
+
 def study(preset: Preset, seeds: Sequence[int], device="cpu", executor: Executor | None = None) -> list[Run]:
     """Train and compress a network for each seed; kept as they go, side by side if an executor is given."""
     one = partial(_run, preset, device)
@@ -398,9 +413,7 @@ def study(preset: Preset, seeds: Sequence[int], device="cpu", executor: Executor
 
 def _run(preset: Preset, device, seed: int) -> Run:
     dataset = datasets.load(preset.dataset).to(device)
-    network = networks.build_for(dataset, preset.network, seed=seed)
-    trained = training.train(network, dataset, replace(preset.training, seed=seed), keep=True)
-    network.load_state_dict(trained.state)
+    network, trained = trained_network(preset, dataset, seed)
     return Run(seed, trained, compress(network, dataset, replace(preset.config, seed=seed), keep=True))
 
 
