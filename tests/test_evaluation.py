@@ -39,3 +39,12 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     runs = torch.randn(2000, 5, generator=torch.Generator().manual_seed(0)).tolist()
     covered = [abs(mean) <= half for mean, half in map(evaluation.interval, runs)]
     assert 0.93 < sum(covered) / len(covered) < 0.97
+
+
+def test_the_table_gives_mean_and_interval_of_each_measure():
+    one = {"test_error": [2.0, 4.0], "nonzero_percent": [100.0, 100.0], "ratio": [1.0, 1.0]}
+    two = {"test_error": [3.0], "nonzero_percent": [4.25], "ratio": [64.04]}
+    lines = evaluation.table({"trained": one, "shared": two}).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2] == "| trained | 3.00 ± 12.71 | 100.00 | 1.0 |"
+    assert lines[3] == "| shared | 3.00 | 4.25 | 64.0 |"

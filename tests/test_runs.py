@@ -169,6 +169,7 @@ def test_a_failure_is_told_with_its_cell_and_the_others_run(folder, tmp_path, ca
     (cache / "data").mkdir(parents=True)
     (cache / "data" / "kept.gz").write_text("x")
     (cache / "results").mkdir()
+    (cache / "results" / "one.pt").write_text("old")
     monkeypatch.setenv("WSNOTEBOOK_CACHE", str(cache))
     monkeypatch.setenv("WSNOTEBOOK_FIGURES", str(pictures))
     (pictures / "quick").mkdir(parents=True)
@@ -179,6 +180,7 @@ def test_a_failure_is_told_with_its_cell_and_the_others_run(folder, tmp_path, ca
         "02_second",
         "import os, pathlib\nc = pathlib.Path(os.environ['WSNOTEBOOK_CACHE'])",
         "print(os.listdir(c), os.listdir(c / 'data'))",
+        "(c / 'results').mkdir()\n(c / 'results/one.pt').write_text('new')",
     )
     put(folder, "03_third", SAVE.format(name="03_third"))
     assert runs.main(["figures", "--jobs", "2", "--fresh"]) == 1
@@ -195,6 +197,7 @@ def test_a_failure_is_told_with_its_cell_and_the_others_run(folder, tmp_path, ca
     assert costs["09_other"] == {"cores": 4, "cpu_seconds": 7.5}
     assert costs["03_third"]["cpu_seconds"] > 0
     assert {path.name for path in cache.iterdir()} == {"data", "results"}
+    assert (cache / "results" / "one.pt").read_text() == "new"  # what the fresh run kept takes the place of the old
 
 
 @pytest.mark.notebooks

@@ -478,9 +478,10 @@ def front(groups: Mapping[str, Sequence], reference: tuple[str, float], split: s
     """
     figure = Figure(figsize=(7, 3.2))
     axes = figure.subplots()
-    for (label, points), entry in zip(groups.items(), cycle(matplotlib.rcParams["axes.prop_cycle"]), strict=False):
+    colours = cycle(entry["color"] for entry in matplotlib.rcParams["axes.prop_cycle"])
+    for (label, points), colour, marker in zip(groups.items(), colours, cycle("os^DvP"), strict=False):
         ratios, errors = zip(*points, strict=True)
-        axes.plot(ratios, errors, "o", ms=7, alpha=0.8, mec="white", label=label, color=entry["color"])
+        axes.plot(ratios, errors, marker, ms=7, alpha=0.8, mec="white", label=label, color=colour)
     axes.axhline(reference[1], color=INK, lw=1, ls="--", label=f"{reference[0]} (ratio 1)")
     axes.set(xlabel="compression ratio (32-bit weights over the paper's count)", ylabel=f"{split} error (%)")
     axes.set_xlim(0, 1.1 * max(ratio for points in groups.values() for ratio, _ in points))

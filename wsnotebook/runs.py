@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -180,7 +181,8 @@ def execute(
     """Run the `chosen` notebooks with `parameters`, `jobs` at a time, printing a line as each ends.
 
     Executed copies land in `copies`, figures in `pictures`. With `fresh`, no notebook uses results that an earlier run
-    kept; data already downloaded are used. A notebook that fails gives a Run with an `error`.
+    kept, and what it keeps takes their place; data already downloaded are used. A notebook that fails gives a Run with
+    an `error`.
 
     Raises ValueError for an unknown parameter or scale and OSError for a folder that cannot be written, both before
     anything runs.
@@ -207,6 +209,8 @@ def execute(
                 print(f"{run.notebook}: {'failed' if run.error else 'ok'}, {run.cpu_seconds:.1f} CPU-s", flush=True)
                 if run.error:
                     print(f"{run.notebook}: {run.error}", file=sys.stderr, flush=True)
+        for cache in filter(None, caches):
+            _keep_results(Path(cache["WSNOTEBOOK_CACHE"]))
     return sorted(ended, key=lambda run: run.notebook)
 
 
@@ -284,6 +288,16 @@ def _check_writable(path: Path) -> None:
     except OSError as error:
         advice = "choose another folder with --out, or WSNOTEBOOK_FIGURES for the figures"
         raise type(error)(f"cannot write to {path} ({error.strerror}): {advice}") from error
+
+
+def _keep_results(fresh: Path) -> None:
+    """Move what a fresh run kept into the real cache, in place of what was there."""
+    from wsnotebook.datasets import cache_folder
+
+    for path in fresh.glob("results/*"):
+        target = cache_folder() / "results" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
 
 
 def refresh(chosen: Sequence[Notebook]) -> list[Run]:

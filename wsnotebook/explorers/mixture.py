@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from wsnotebook import plots
 from wsnotebook.plots import INK, OTHER, SIGMA, SPIKE, WEIGHTS, Frame
 
-POINTS = 1000  # weights drawn in the scatter, evenly spread over the followed ones
+POINTS = 600  # weights drawn in the scatter, evenly spread over the followed ones: much of a step's time goes there
 HTML_EPOCHS = 60  # more than this are thinned in `to_html`
+NONE = 1e-6  # weights in an empty bin: a logarithm needs some
 ALL = "all layers"
-BAND = f" (\N{PLUS-MINUS SIGN}2{SIGMA})"
 
 
 class Explorer:
@@ -38,14 +38,15 @@ class Explorer:
     def __init__(self, result=None):
         self.result, self._live = result, result is None
         self._lock, self._setting, self._stopped = threading.RLock(), False, False
-        self._display_id, self._shown, self._drawn = uuid.uuid4().hex, False, False
+        self._display_id, self._shown = uuid.uuid4().hex, False  # in the notebook
+        self._drawn, self._missed = False, False  # by a browser
         last = len(result.trace) - 1 if result else 0
         tip = "epoch of retraining: the arrow keys move it"
         self.slider = widgets.IntSlider(last, 0, last, description="epoch", tooltip=tip, layout={"width": "340px"})
         self.play = widgets.Play(value=last, min=0, max=last, interval=400, tooltip="play the epochs")
         self.layer = widgets.Dropdown(options=self._layers(), description="layer", layout={"width": "240px"})
-        self.scale = widgets.ToggleButtons(options=["log", "linear"], description="counts")
-        self.scale.style.button_width = "70px"
+        self.scale = widgets.ToggleButtons(options=["log", "linear"], description="counts", layout={"width": "auto"})
+        self.scale.style.button_width = "64px"
         self.stop = widgets.Button(description="Stop and keep", icon="stop", disabled=self._live)
         self.stop.tooltip = "end training after this epoch; what is there is quantised and kept"
         self.readout = widgets.HTML(self._facts())
@@ -57,7 +58,7 @@ class Explorer:
         self.plot.observe(self._on_drawn, "_js2py_traceDeltas")
         rows = [self.play, self.slider, *([self.stop] if self._live else [])], [self.layer, self.scale]
         boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
-        self.view = widgets.VBox([*boxes, self.readout, self.plot])
+        self.view = widgets.VBox([*boxes, self.readout, self.plot, widgets.HTML(_key())])
         self._unbind()
 
     def watch(self, result) -> bool | None:
@@ -118,7 +119,7 @@ class Explorer:
         figure, config = _picture(self.result, ALL, last, "log"), {"displaylogo": False, "responsive": True}
         drawn = figure.to_html(config, full_html=False, include_plotlyjs=True, div_id="plot")
         options = "".join(f"<option value={i}>{html.escape(layer)}</option>" for i, layer in enumerate(self._layers()))
-        page = PAGE.replace("LAST", str(len(epochs) - 1)).replace("OPTIONS", options)
+        page = PAGE.replace("KEY", _key()).replace("LAST", str(len(epochs) - 1)).replace("OPTIONS", options)
         for name, value in {"EPOCHS": epochs, "TEXTS": texts, "AXES": axes, "FRAMES": frames}.items():
             page = page.replace(name, json.dumps(value, separators=(",", ":")))
         with plots.replacing(path) as part:
@@ -157,37 +158,36 @@ class Explorer:
         self._stopped, self.stop.disabled, self.stop.description = True, True, "Stopping ..."
 
     def _draw(self) -> None:
-        """Bring readout and plot up to the controls; plotly sends only what changed.
+        """Bring readout and plot up to the controls.
 
-        What is sent to a browser that has not drawn the plot yet is lost, so a live plot waits until it has. Without a
-        browser it stays as it was built.
+        A browser that has not drawn the plot yet misses what is sent to it, so a live plot waits until one has; without
+        a browser it stays as it was built. x and y of all traces go together, as it keeps only the last it was sent.
         """
         with self._lock:
             self.readout.value = self._facts()
             if self.result is None or (self._live and not self._drawn):
                 return
-            with self.plot.batch_update():
-                for trace, arrays in zip(self.plot.data, _arrays(self._frame()), strict=True):
-                    trace.update(arrays)
-                self.plot.update_layout(_axes(self.result, self.layer.value, self.scale.value))
+            self._missed = not self._drawn
+            arrays = _arrays(self._frame())
+            data = {key: [trace[key] for trace in arrays] for key in ("x", "y")}
+            self.plot.plotly_update(data, _axes(self.result, self.layer.value, self.scale.value))
 
     def _on_drawn(self, change) -> None:
-        """The browser has drawn the plot for the first time: send it everything, as changes since may be lost."""
+        """The browser tells of its first drawing: send it what it missed."""
         with self._lock:
             if self._drawn or not change["new"]:
                 return
             self._drawn = True
-            if self.result is not None:
-                with self.plot.batch_update():
-                    self.plot.update_traces(x=None, y=None)
-                    self.plot.update_layout(dict.fromkeys(_axes(self.result, self.layer.value, self.scale.value)))
+            if self._missed:  # what is the same as before is not sent
+                axes = _axes(self.result, self.layer.value, self.scale.value)
+                self.plot.plotly_update({"x": None, "y": None}, dict.fromkeys(axes))
             self._draw()
 
     def _unbind(self) -> None:
         """Let the controls answer while a cell runs.
 
-        JupyterLab sends their messages to a subshell of the kernel, but ipykernel 7.4 has them wait for the shell that
-        last sent something to the control, unless it does not know which one that was. Other versions know nothing of it.
+        JupyterLab sends their messages to a subshell of the kernel. ipykernel 7.4 has them wait for the shell that last
+        sent something to the control, unless it knows of none. Other versions take no notice.
         """
         for widget in (self.slider, self.play, self.layer, self.scale, self.stop, self.plot):
             vars(widget.comm).pop("_reply_subshell_id", None)
@@ -196,34 +196,35 @@ class Explorer:
 # ---- the plotly figure: traces in drawing order, and the numbers of one epoch in the same order ---------------------
 
 _CURVE = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
-_RIGHT = {"xaxis": "x2", "yaxis": "y2", "showlegend": False}
-_FILL = _CURVE | _RIGHT | {"fill": "toself", "line": {"width": 0}}
+_RIGHT = {"xaxis": "x2", "yaxis": "y2"}
+_FILL = {"type": "scatter", "mode": "none", "hoverinfo": "skip", "fill": "toself"} | _RIGHT
 TRACES = (
-    {"type": "bar", "name": "weights", "marker": {"color": WEIGHTS, "line": {"width": 0}}},
+    _CURVE | {"name": "weights", "line": {"shape": "hvh", "width": 0}, "fill": "tozeroy", "fillcolor": WEIGHTS},
     _CURVE | {"name": "mixture", "line": {"color": INK, "width": 1.5}},
-    _CURVE | {"name": "other components" + BAND, "line": {"color": OTHER, "width": 1.7}},
-    _CURVE | {"name": "spike at zero" + BAND, "line": {"color": SPIKE, "width": 1.7}},
+    _CURVE | {"name": "other components", "line": {"color": OTHER, "width": 1.7}},
+    _CURVE | {"name": "spike at zero", "line": {"color": SPIKE, "width": 1.7}},
     _FILL | {"name": "bands", "fillcolor": "rgba(213, 94, 0, 0.3)"},
     _FILL | {"name": "spike band", "fillcolor": "rgba(0, 114, 178, 0.35)"},
     _CURVE | _RIGHT | {"name": "means", "line": {"color": OTHER, "width": 0.8}},
     _CURVE | _RIGHT | {"name": "unchanged", "line": {"color": INK, "width": 1, "dash": "dash"}},
-    {"type": "scatter", "mode": "markers", "name": "points", "marker": {"color": INK, "size": 4, "opacity": 0.45}}
-    | _RIGHT,
+    _RIGHT
+    | {"type": "scatter", "mode": "markers", "name": "points", "marker": {"color": INK, "size": 4, "opacity": 0.5}},
 )
+KEY = {"weights": (WEIGHTS, 10), "mixture": (INK, 2), "spike at zero": (SPIKE, 3), "other components": (OTHER, 3)}
 _AXIS = {"showline": True, "linecolor": "#666666", "ticks": "outside", "zeroline": False, "showgrid": False}
 LAYOUT = {
     "template": "none",
-    "height": 430,
-    "margin": {"l": 70, "r": 15, "t": 10, "b": 80},
+    "autosize": True,
+    "height": 360,
+    "margin": {"l": 70, "r": 15, "t": 10, "b": 45},
     "font": {"family": "DejaVu Sans, Verdana, sans-serif", "size": 12, "color": INK},
-    "bargap": 0,
-    "legend": {"orientation": "h", "x": 0, "y": -0.2, "itemclick": False, "itemdoubleclick": False},
+    "showlegend": False,
+    "hovermode": "closest",
     "modebar": {"remove": ["select2d", "lasso2d", "zoomin2d", "zoomout2d", "autoscale2d"]},
-    "xaxis": _AXIS | {"domain": [0, 0.46], "title": {"text": "weight value"}},
+    "xaxis": _AXIS | {"domain": [0, 0.46], "title": {"text": "weight value", "standoff": 8}},
     "yaxis": _AXIS | {"tickformat": ","},
-    "xaxis2": _AXIS
-    | {"domain": [0.58, 1], "anchor": "y2", "constrain": "domain", "title": {"text": "weight at epoch 0"}},
-    "yaxis2": _AXIS | {"anchor": "x2", "scaleanchor": "x2", "constrain": "domain", "title": {"text": "weight now"}},
+    "xaxis2": _AXIS | {"domain": [0.58, 1], "anchor": "y2", "title": {"text": "weight at epoch 0", "standoff": 8}},
+    "yaxis2": _AXIS | {"anchor": "x2", "title": {"text": "weight now"}},
 }
 
 
@@ -243,7 +244,7 @@ def _arrays(f: Frame) -> list[dict[str, np.ndarray]]:
     curves = [np.append(c[:: 1 + len(c) // 50], c[-1:]) for c in curves]  # 50 points draw a bell
     chosen = np.linspace(0, len(f.after) - 1, min(POINTS, len(f.after))).round().astype(int)
     return [
-        {"x": (f.edges[1:] + f.edges[:-1]) / 2, "y": f.counts},
+        {"x": (f.edges[1:] + f.edges[:-1]) / 2, "y": np.maximum(f.counts, NONE)},
         {"x": f.grid, "y": f.components.sum(0)},
         {
             "x": _parted(f.grid[c] for c in curves),
@@ -300,9 +301,19 @@ def _facts(result, f: Frame) -> dict[str, str]:
 
 
 def _html(facts: dict[str, str]) -> str:
-    items = "".join(f"<span style='white-space: nowrap'>{name} <b>{value}</b></span>" for name, value in facts.items())
-    row = "display: flex; flex-wrap: wrap; gap: 0 1.6em; font-variant-numeric: tabular-nums"
-    return f"<div role='status' aria-live='polite' style='{row}'>{items}</div>"
+    return _row([f"{name} <b>{value}</b>" for name, value in facts.items()], "role='status' aria-live='polite'")
+
+
+def _key() -> str:
+    """The legend; plotly's own would be drawn anew at every step."""
+    line = "display: inline-block; width: 22px; vertical-align: middle; margin-right: 5px"
+    items = [f"<span style='{line}; height: {h}px; background: {c}'></span>{name}" for name, (c, h) in KEY.items()]
+    return _row([*items, f"bands: \N{PLUS-MINUS SIGN}2{SIGMA}", "dashed: unchanged"])
+
+
+def _row(items: list[str], attributes: str = "") -> str:
+    style = "display: flex; flex-wrap: wrap; gap: 0 1.6em; font-variant-numeric: tabular-nums"
+    return f"<div {attributes} style='{style}'>{''.join(f'<span>{item}</span>' for item in items)}</div>"
 
 
 def _tensor(layer: str) -> str | None:
@@ -335,6 +346,7 @@ button { min-width: 5em }
 </form>
 <div id="facts"></div>
 DRAWN
+KEY
 <script>
 const epochs = EPOCHS, texts = TEXTS, axes = AXES, frames = FRAMES;
 const at = id => document.getElementById(id), form = document.querySelector("form");
