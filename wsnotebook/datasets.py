@@ -362,7 +362,7 @@ def _download(name: str, file: _File, roots: Sequence[Path]) -> None:
     """Put `file` into the last of `roots`, whole and with the published checksum, or raise and leave nothing there."""
     target = roots[-1] / file.place
     try:
-        with _replacing(target) as part:
+        with replacing(target) as part:
             pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 18)(file.url, part, None)
             if (seen := _md5(part.read_bytes())) != _MD5[file.place]:
                 raise OSError(f"what came has the MD5 {seen}, the published file has {_MD5[file.place]}")
@@ -381,8 +381,9 @@ def _download(name: str, file: _File, roots: Sequence[Path]) -> None:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: str | Path) -> Iterator[Path]:
     """A path beside `target` to write to: renamed to it when the block ends well, removed when it does not."""
+    target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:

@@ -6,9 +6,7 @@ The pictures are those of Ullrich, Meeds and Welling 2017, figures 1 to 4, read 
 
 import functools
 import math
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -25,6 +23,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 from scipy.special import ndtr
 from tqdm.auto import tqdm
+
+from wsnotebook.datasets import replacing
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 SPIKE, OTHER, WEIGHTS, INK = "#0072B2", "#D55E00", "#A6A6A6", "#333333"
@@ -331,19 +331,6 @@ def _pixels(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-@contextmanager
-def replacing(path: str | Path):
-    """A path beside `path` to write to: renamed to it when the block ends well, removed when it does not."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # ---- any network ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import contextlib
 import copy
 import hashlib
 import math
-import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 import wsnotebook
-from wsnotebook.datasets import Dataset, cache_folder
+from wsnotebook.datasets import Dataset, cache_folder, replacing
 from wsnotebook.evaluation import score
 from wsnotebook.layout import check_finite
 
@@ -105,7 +104,8 @@ def train(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
         progress.set_postfix_str(f"validation error {validation.error:.2f} %")
         if path:
             parts = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
-            save_kept(path, parts | {"best": best, "spent": history["cpu_seconds"][-1]})
+            with replacing(path) as file:
+                torch.save(parts | {"best": best, "spent": history["cpu_seconds"][-1]}, file)
 
     state = best[2] if config.keep == "best" else network.state_dict()
     check_finite(state, "trained network")
@@ -178,19 +178,8 @@ def kept_path(kind: str, config, dataset: Dataset, network: nn.Module) -> Path:
     return cache_folder() / "results" / f"{kind}-{digest.hexdigest()[:24]}.pt"
 
 
-def save_kept(path: Path, state: dict) -> None:
-    """Write a state to a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        torch.save(state, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def load_kept(path: Path | None) -> dict | None:
-    """A state that `save_kept` wrote, or None. Raises ValueError when the file is damaged."""
+    """What `torch.save` put at a `kept_path`, or None. Raises ValueError when the file is damaged."""
     if path is None or not path.exists():
         return None
     try:

@@ -1,4 +1,7 @@
-"""Notebook 01 in a real JupyterLab and a real Chromium: run all, press the slider's keys, see the picture change."""
+"""Notebook 01 in a real JupyterLab and a real Chromium: run all, press the slider's keys, see the picture change.
+
+The screenshot is kept in runs/screenshots/.
+"""
 
 import http.client
 import os
@@ -133,7 +136,7 @@ def press(page, key):
     return page.evaluate("() => window.drawn")
 
 
-def test_the_slider_moves_the_picture(page, tmp_path):
+def test_the_slider_moves_the_picture(page):
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_selector(".js-plotly-plot .main-svg")
     page.wait_for_function("() => document.querySelector('[role=status]')?.textContent.includes('times smaller')")
@@ -148,9 +151,7 @@ def test_the_slider_moves_the_picture(page, tmp_path):
     print(f"key to picture: median {statistics.median(delays):.0f} ms of {len(delays)}, longest {max(delays):.0f} ms")
 
     page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
-    folder = Path(os.environ.get("WSNOTEBOOK_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / "mixture_explorer.png")
+    page.screenshot(path=ROOT / "runs" / "screenshots" / "mixture_explorer.png")
 
 
 def test_every_cell_ran_without_an_error(page):

@@ -137,7 +137,8 @@ def compress(
         for epoch in tqdm(run.epochs_left(), desc="soft weight-sharing", unit="epoch", leave=False):
             run.record(epoch, run.train_epoch(epoch))
             if path:
-                training.save_kept(path, run.state())
+                with datasets.replacing(path) as file:
+                    torch.save(run.state(), file)
             if watch and watch(run.result()):
                 stopped = epoch < config.epochs
                 break
