@@ -15,10 +15,11 @@ def results() -> str:
     cost = json.loads((ROOT / "figures/laptop/costs.json").read_text(encoding="utf-8"))["01_soft_weight_sharing"]
     metrics, data = facts["metrics"], facts["dataset"]
     seeds = len(metrics["seeds"])
+    results = {row["method"]: row for row in metrics["results"]}
     source = "official files" if data["official"] else "not the official files"
     return "\n".join(
         [
-            evaluation.table(metrics["results"]),
+            evaluation.table(results),
             "",
             f"LeNet-300-100 on {data['name']} ({source}), {seeds} seeds: mean and half-width of a 95 % interval of the",
             "test error. The ratio is the paper's count, 32-bit weights over ideal code lengths; tau, the rule and the",
@@ -30,8 +31,8 @@ def results() -> str:
 
 def written(readme: str) -> str:
     """README with the text between its marks brought up to date."""
-    marks = r"(<!-- results -->\n).*?(\n<!-- end of results -->)"
-    return re.sub(marks, lambda found: found[1] + results() + found[2], readme, flags=re.DOTALL)
+    marks = r"(<!-- results -->\n).*?(<!-- end of results -->)"
+    return re.sub(marks, lambda found: found[1] + results() + "\n" + found[2], readme, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -252,8 +252,9 @@ def animate(result, path: str | Path, fps: float = 5) -> Path:
             _scatter(right, f)
             figure.texts[0].set_text(_heading(result, f))
             frames.append(_pixels(figure))
-        palette = frames[-1].quantize(64, dither=Image.Dither.NONE)
-        frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in frames]
+        plain = {"dither": Image.Dither.NONE}
+        palette = frames[-1].quantize(64, method=Image.Quantize.MAXCOVERAGE, **plain)  # keeps white white
+        frames = [image.quantize(palette=palette, **plain) for image in frames]
         times = [round(1000 / fps)] * (len(frames) - 1) + [2000]
         frames[0].save(part, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
     return Path(path)

@@ -46,7 +46,7 @@ class Explorer:
         self.play = widgets.Play(value=last, min=0, max=last, interval=400, tooltip="play the epochs")
         self.layer = widgets.Dropdown(options=self._layers(), description="layer", layout={"width": "240px"})
         self.scale = widgets.ToggleButtons(options=["log", "linear"], description="counts")
-        self.scale.style.button_width, self.scale.layout.flex_flow = "64px", "row"
+        self.scale.style.button_width, self.scale.layout.display = "64px", "flex"
         self.stop = widgets.Button(description="Stop and keep", icon="stop", disabled=self._live)
         self.stop.tooltip = "end training after this epoch; what is there is quantised and kept"
         self.readout = widgets.HTML(self._facts())
@@ -239,24 +239,28 @@ def _picture(result, layer: str, epoch: int, scale: str) -> go.Figure:
 
 def _arrays(f: Frame) -> list[dict[str, np.ndarray]]:
     """x and y of every trace at one epoch. Several curves in one trace are parted by nan."""
-    side, free = f.limit, np.arange(1, len(f.means))
-    curves = [np.nonzero(np.abs(f.grid - f.means[j]) <= 5.5 * f.sigmas[j] + f.width)[0] for j in free]
-    curves = [np.append(c[:: 1 + len(c) // 50], c[-1:]) for c in curves]  # 50 points draw a bell
+    side, free = f.limit, range(1, len(f.means))
+    pieces = [_piece(f, j) for j in range(len(f.means))]
+    curves = [(f.grid[piece], f.components[j, piece]) for j, piece in enumerate(pieces)]
     chosen = np.linspace(0, len(f.after) - 1, min(POINTS, len(f.after))).round().astype(int)
+    corners, ends = np.array([-side, side, side, -side]), np.array([-side, side])
     return [
         {"x": (f.edges[1:] + f.edges[:-1]) / 2, "y": np.maximum(f.counts, NONE)},
         {"x": f.grid, "y": f.components.sum(0)},
-        {
-            "x": _parted(f.grid[c] for c in curves),
-            "y": _parted(f.components[j, c] for j, c in zip(free, curves, strict=True)),
-        },
-        {"x": f.grid, "y": f.components[0]},
-        {"x": _parted([-side, side, side, -side] for j in free), "y": _parted(_band(f, j) for j in free)},
-        {"x": np.array([-side, side, side, -side]), "y": _band(f, 0)},
-        {"x": _parted([-side, side] for j in free), "y": _parted([f.means[j]] * 2 for j in free)},
-        {"x": np.array([-side, side]), "y": np.array([-side, side])},
+        {"x": _parted(x for x, _ in curves[1:]), "y": _parted(y for _, y in curves[1:])},
+        {"x": curves[0][0], "y": curves[0][1]},
+        {"x": _parted(corners for _ in free), "y": _parted(_band(f, j) for j in free)},
+        {"x": corners, "y": _band(f, 0)},
+        {"x": _parted(ends for _ in free), "y": _parted([f.means[j]] * 2 for j in free)},
+        {"x": ends, "y": ends},
         {"x": f.before[chosen], "y": f.after[chosen]},
     ]
+
+
+def _piece(f: Frame, j: int) -> np.ndarray:
+    """About 50 places in the grid that draw one component's bell."""
+    near = np.nonzero(np.abs(f.grid - f.means[j]) <= 5.5 * f.sigmas[j] + f.width)[0]
+    return np.append(near[:: 1 + len(near) // 50], near[-1:])
 
 
 def _band(f: Frame, j: int) -> np.ndarray:
