@@ -335,3 +335,15 @@ def test_axes_are_labelled_and_settings_left_alone(result, name):
         if name != "filters":
             assert axes.get_xlabel()
             assert axes.get_ylabel() or name == "layer_sizes"
+
+
+def test_front_draws_every_point_once_and_the_reference_as_a_line():
+    groups = {"a": [(10.0, 2.0), (20.0, 2.5)], "b": [(15.0, 3.0)]}
+    figure = plots.front(groups, reference=("trained", 1.9), split="test")
+    axes = figure.axes[0]
+    *drawn, line = axes.lines
+    assert {d.get_label(): list(zip(*d.get_data(), strict=True)) for d in drawn} == groups
+    assert len({d.get_marker() for d in drawn}) == 2  # told apart without colour, too
+    assert set(line.get_ydata()) == {1.9}
+    assert "test error (%)" in axes.get_ylabel()
+    assert axes.get_xlim()[0] == 0

@@ -45,8 +45,9 @@ class Explorer:
         self.slider = widgets.IntSlider(last, 0, last, description="epoch", tooltip=tip, layout={"width": "340px"})
         self.play = widgets.Play(value=last, min=0, max=last, interval=400, tooltip="play the epochs")
         self.layer = widgets.Dropdown(options=self._layers(), description="layer", layout={"width": "240px"})
-        self.scale = widgets.ToggleButtons(options=["log", "linear"], description="counts")
-        self.scale.style.button_width, self.scale.layout.display = "64px", "flex"
+        row = {"display": "flex", "grid_gap": "8px"}
+        self.scale = widgets.ToggleButtons(options=["log", "linear"], description="counts", layout=row)
+        self.scale.style.button_width = "64px"
         self.stop = widgets.Button(description="Stop and keep", icon="stop", disabled=self._live)
         self.stop.tooltip = "end training after this epoch; what is there is quantised and kept"
         self.readout = widgets.HTML(self._facts())
