@@ -117,6 +117,8 @@ def main() -> None:
             fast = cpu_ms(lambda action=action, f=prior: action(f), 60)
             print(f"{phase:<7}{part:<12}{slow:>16.1f}{fast:>9.1f}{slow / fast:>7.1f}x")
         errors = [gradient_error(prior, row, f) for f in (prior, theirs)]
+        if errors[0] > 1e-5:
+            sys.exit(f"{phase}: our gradient is off by {errors[0]:.1e}, expected at most 1e-5")
         print(f"{phase:<7}gradient error against float64: ours {errors[0]:.1e}, theirs {errors[1]:.1e}")
     memory = {name: extra_memory_mb(name) for name in ("straightforward", "ours")}
     slow, fast = memory["straightforward"], memory["ours"]

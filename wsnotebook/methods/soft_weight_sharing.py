@@ -2,7 +2,7 @@
 
 Ullrich, Meeds and Welling 2017, "Soft weight-sharing for neural network compression". The loss of a step is
 
-    L = cross-entropy(batch) + tau / N * L_C(all weights)          (eq. 6, scaled to one training row; N rows)
+    L = cross-entropy(batch) + tau / N * L_C(all weights)          (N training rows)
 
 with the complexity L_C of `mixture_prior`. What we do differently from the public code: biases and norms learn too, the
 weights' learning rate decays, near-duplicate components are merged, and the quantisation rule is chosen on validation.
