@@ -14,6 +14,7 @@ from PIL import Image
 
 from wsnotebook import datasets, networks, plots
 from wsnotebook.methods import soft_weight_sharing as sws
+from wsnotebook.plots import common, mixture
 
 EPOCHS = 4
 
@@ -155,8 +156,8 @@ def test_histogram_is_drawn_on_both_scales(result):
         curves = {line.get_label(): line for line in axes.lines}
         np.testing.assert_array_equal(curves["mixture"].get_ydata(), f.components.sum(0))
         np.testing.assert_array_equal(curves["component 0"].get_ydata(), f.components[0])
-        assert curves["component 0"].get_color() == plots.SPIKE
-        assert curves["component 1"].get_color() == plots.OTHER
+        assert curves["component 0"].get_color() == common.SPIKE
+        assert curves["component 1"].get_color() == common.OTHER
 
 
 def test_mixture_frame_is_histogram_and_scatter(result):
@@ -195,7 +196,7 @@ def test_the_movie_has_a_frame_an_epoch(result, tmp_path):
 
 
 def test_a_long_run_gives_a_short_movie(result, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "GIF_FRAMES", 3)
+    monkeypatch.setattr(mixture, "GIF_FRAMES", 3)
     with Image.open(plots.animate(result, tmp_path / "mixture.gif")) as movie:
         assert movie.n_frames == 3
 

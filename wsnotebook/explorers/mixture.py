@@ -20,7 +20,9 @@ from IPython.display import publish_display_data
 from matplotlib.figure import Figure
 
 from wsnotebook import plots
-from wsnotebook.plots import INK, OTHER, SIGMA, SPIKE, WEIGHTS, Frame
+from wsnotebook.datasets import replacing
+from wsnotebook.plots.common import INK, OTHER, SIGMA, SPIKE, WEIGHTS
+from wsnotebook.plots.mixture import Frame
 
 POINTS = 600  # weights drawn in the scatter, evenly spread over the followed ones: much of a step's time goes there
 HTML_EPOCHS = 60  # more than this are thinned in `to_html`
@@ -123,7 +125,7 @@ class Explorer:
         page = PAGE.replace("KEY", _key()).replace("LAST", str(len(epochs) - 1)).replace("OPTIONS", options)
         for name, value in {"EPOCHS": epochs, "TEXTS": texts, "AXES": axes, "FRAMES": frames}.items():
             page = page.replace(name, json.dumps(value, separators=(",", ":")))
-        with plots.replacing(path) as part:
+        with replacing(path) as part:
             part.write_text(page.replace("DRAWN", drawn), encoding="utf-8")
         return Path(path)
 
