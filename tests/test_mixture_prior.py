@@ -76,6 +76,18 @@ def test_a_weight_far_from_every_component_is_pulled_not_lost():
 
 
 @pytest.mark.usefixtures("one_pass")
+def test_a_variance_has_a_floor():
+    """Without hyper-priors a spike on equal weights narrows without end; below the floor nothing pulls it further."""
+    prior = make_prior(gamma=None, gamma_zero=None)
+    prior.log_variances.data[0] = -500.0
+    loss, (gradient, _, variances, _) = gradients(prior, torch.tensor([0.0, 0.3]), prior)
+    assert math.isfinite(loss)
+    assert gradient.isfinite().all()
+    assert variances[0] == 0
+    assert float(prior.mixture().sigmas[0]) == pytest.approx(1e-4)
+
+
+@pytest.mark.usefixtures("one_pass")
 def test_a_single_gaussian_has_its_closed_form():
     prior = MixturePrior(torch.tensor([0.0]), 0.3, 0.5, None, None)  # two equal components at zero
     w = torch.linspace(-1, 1, 101)

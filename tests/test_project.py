@@ -100,6 +100,8 @@ def test_make_has_the_target_and_prepares_the_environment_first(target):
 
 def test_help_lists_every_target_that_is_no_file():
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
-    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     listed = {line.split()[1] for line in shown.splitlines()}
     assert listed == {*phony, "environment.yml"}

@@ -27,6 +27,9 @@ except ImportError:  # numba is an extra
 COMPILED = compiled_moments is not None  # which of the two passes a CPU takes
 
 
+LOG_FLOOR = math.log(1e-8)  # of a variance: without hyper-priors they would fall to zero and out of float32
+
+
 @dataclass(frozen=True)
 class Mixture:
     """A one-dimensional Gaussian mixture as plain numbers, float64; component 0 is the spike at zero."""
@@ -99,6 +102,10 @@ class MixturePrior(nn.Module):
         """(J,) with the spike's zero in front."""
         return torch.cat([self.means.new_zeros(1), self.means])
 
+    def floored(self) -> Tensor:
+        """(J,) log variances, none below the floor."""
+        return self.log_variances.clamp(min=LOG_FLOOR)
+
     def log_pis(self) -> Tensor:
         """(J,) log mixing proportions: pi_0 fixed, the rest shared by a softmax."""
         rest = math.log1p(-self.pi_0) + torch.log_softmax(self.logits, 0)
@@ -106,17 +113,18 @@ class MixturePrior(nn.Module):
 
     def forward(self, w: Tensor) -> Tensor:
         """(d,) -> L_C = -log p(w) - sum_j log Gamma(lambda_j): a scalar, nats."""
-        loss = NegativeLogMixture.apply(w, self.all_means(), self.log_variances, self.log_pis())
+        log_variances = self.floored()
+        loss = NegativeLogMixture.apply(w, self.all_means(), log_variances, self.log_pis())
         if self.gamma is not None:
-            loss = loss - log_gamma_density(self.log_variances[1:], *self.gamma).sum()
+            loss = loss - log_gamma_density(log_variances[1:], *self.gamma).sum()
         if self.gamma_zero is not None:
-            loss = loss - log_gamma_density(self.log_variances[0], *self.gamma_zero)
+            loss = loss - log_gamma_density(log_variances[0], *self.gamma_zero)
         return loss
 
     @torch.no_grad()
     def mixture(self) -> Mixture:
         """The mixture as it stands, on the CPU."""
-        return Mixture(self.all_means().cpu(), (0.5 * self.log_variances).exp().cpu(), self.log_pis().exp().cpu())
+        return Mixture(self.all_means().cpu(), (0.5 * self.floored()).exp().cpu(), self.log_pis().exp().cpu())
 
 
 def log_gamma_density(log_variances: Tensor, shape: float, rate: float) -> Tensor:
