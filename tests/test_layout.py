@@ -57,6 +57,9 @@ def test_errors_say_what_was_seen_and_expected(network):
         Layout.of(network, kinds=("wieght",))
     with pytest.raises(ValueError, match=r"shape \(3,\), the layout needs"):
         layout.unflatten(torch.zeros(3))
+    network[3].bias = network[0].bias = nn.Parameter(torch.zeros(4))
+    with pytest.raises(ValueError, match="'0.bias' and '3.bias' are one parameter"):
+        Layout.of(network)
     with pytest.raises(ValueError, match="no tensor '0.weight'"):
         layout.flatten(networks.build("mlp-4-3-2").state_dict())
 

@@ -142,3 +142,14 @@ def test_merging_joins_near_duplicates_and_keeps_mass_mean_and_spike():
     assert torch.equal(mixture.merged(0.0).means, mixture.means)
     assert len(mixture.merged(1e9).means) == 2  # everything but the spike
     assert float(mixture.merged(1e9).pis.sum()) == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("one_pass")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_precision_get_gradients_of_it(dtype):
+    prior = make_prior()
+    w = torch.linspace(-0.5, 0.5, 300)
+    _, (expected, *_) = gradients(prior, w.to(dtype).float(), prior)
+    _, (gradient, *_) = gradients(prior, w.to(dtype), prior)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, expected.to(dtype))

@@ -31,7 +31,7 @@ class Layout:
         """The layout of a network's tensors of the given kinds, in the order of its state dict.
 
         include, exclude: regular expressions searched in the tensor's name; empty means all, none.
-        Raises ValueError when nothing is left or a kind is unknown.
+        Raises ValueError when nothing is left, a kind is unknown, or two tensors are one (tied) parameter.
         """
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"kinds: unknown {sorted(unknown)}; the kinds are {', '.join(KINDS)}")
@@ -85,6 +85,9 @@ class Layout:
 def _kinds(network: nn.Module) -> dict[str, str]:
     """{tensor name: kind} for every entry of the state dict, in its order."""
     parameters = dict(network.named_parameters(remove_duplicate=False))
+    owners = {id(parameter): name for name, parameter in network.named_parameters()}
+    if tied := [(owners[id(p)], name) for name, p in parameters.items() if owners[id(p)] != name]:
+        raise ValueError(f"tensors {tied[0][0]!r} and {tied[0][1]!r} are one parameter: untie them first, as copies")
     kinds = {}
     for name, tensor in network.state_dict().items():
         owner = network.get_submodule(name.rpartition(".")[0])

@@ -134,22 +134,22 @@ def log_gamma_density(log_variances: Tensor, shape: float, rate: float) -> Tenso
 
 
 class NegativeLogMixture(torch.autograd.Function):
-    """-sum_i log p(w_i) and its exact gradients, all from one pass. w (d,) float32; the rest (J,) float64."""
+    """-sum_i log p(w_i) and its exact gradients, all from one pass, in float32. w (d,); the rest (J,) float64."""
 
     @staticmethod
     def forward(ctx, w: Tensor, means: Tensor, log_variances: Tensor, log_pis: Tensor) -> Tensor:
         precisions = torch.exp(-log_variances)
         log_scales = log_pis - 0.5 * (math.log(2 * math.pi) + log_variances)
-        arguments = (w.detach(), means.float(), precisions.float(), log_scales.float())
+        arguments = (w.detach().float(), means.float(), precisions.float(), log_scales.float())
         one_pass = _compiled_pass if COMPILED and w.device.type == "cpu" else _blocked_pass
         total, gradient, (n, m, v) = one_pass(*arguments)
-        ctx.save_for_backward(gradient, -precisions * m, 0.5 * (n - precisions * v), -n)
+        ctx.save_for_backward(gradient.to(w.dtype), -precisions * m, 0.5 * (n - precisions * v), -n)
         return -total
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
         weights, *components = ctx.saved_tensors
-        return weights * upstream.float(), *(gradient * upstream for gradient in components)
+        return weights * upstream.to(weights.dtype), *(gradient * upstream for gradient in components)
 
 
 def _compiled_pass(w: Tensor, means: Tensor, precisions: Tensor, log_scales: Tensor):
