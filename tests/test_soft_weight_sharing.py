@@ -208,6 +208,8 @@ def test_choose_takes_the_smallest_that_is_good_enough():
 def test_presets_know_their_fields():
     assert sws.preset("laptop", overrides={"tau": 0.02}).taus == ()
     assert sws.preset("laptop", overrides={"tau": 0.02}).config.tau == 0.02
+    changed = sws.preset("laptop", overrides={"training.epochs": 3, "epochs": 4})
+    assert (changed.training.epochs, changed.config.epochs) == (3, 4)
     assert sws.preset("laptop", network="lenet-5-caffe").network == "lenet-5-caffe"
     with pytest.raises(ValueError, match="overrides: unknown tua; soft weight-sharing has components, tau"):
         sws.preset("quick", overrides={"tua": 0.02})

@@ -370,20 +370,27 @@ PRESETS = {
 def preset(
     name: str, *, dataset: str = "", network: str = "", checkpoint: str = "", overrides: dict | None = None
 ) -> Preset:
-    """An experiment by name, with another dataset or network if given, and any Config field changed by `overrides`.
+    """An experiment by name, with another dataset or network if given, and any setting changed by `overrides`.
+
+    overrides: fields of this module's Config by name, and those of training.Config as "training.epochs".
 
     checkpoint: a trained network's file, taken as it is instead of training one. A tau among the overrides is kept:
     there is then nothing to choose. Raises ValueError for an unknown preset or field.
     """
     training.check_choice("preset", name, PRESETS)
     chosen, overrides = PRESETS[name], overrides or {}
-    if unknown := overrides.keys() - {field.name for field in fields(Config)}:
-        known = ", ".join(field.name for field in fields(Config))
-        raise ValueError(f"overrides: unknown {', '.join(sorted(unknown))}; soft weight-sharing has {known}")
-    config = replace(chosen.config, **overrides)
+    known = {field.name: Config for field in fields(Config)}
+    known |= {f"training.{field.name}": training.Config for field in fields(training.Config)}
+    if unknown := overrides.keys() - known.keys():
+        raise ValueError(f"overrides: unknown {', '.join(sorted(unknown))}; soft weight-sharing has {', '.join(known)}")
+    changed = {owner: {} for owner in (Config, training.Config)}
+    for name, value in overrides.items():
+        changed[known[name]][name.removeprefix("training.")] = value
+    config = replace(chosen.config, **changed[Config])
+    how = replace(chosen.training, **changed[training.Config])
     taus = () if "tau" in overrides else chosen.taus
     names = {"dataset": dataset or chosen.dataset, "network": network or chosen.network, "checkpoint": checkpoint}
-    how = replace(chosen.training, epochs=0) if checkpoint else chosen.training
+    how = replace(how, epochs=0) if checkpoint else how
     return replace(chosen, **names, training=how, config=config, taus=taus)
 
 
