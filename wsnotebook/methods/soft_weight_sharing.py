@@ -323,7 +323,7 @@ PRESETS = {
             epochs=30,
             batch=32,
         ),
-        taus=(0.005, 0.01, 0.02),
+        taus=(0.01, 0.02, 0.04),
         seeds=3,
     ),
     "laptop": Preset(
