@@ -9,11 +9,30 @@ QUICK = pruning.Config(nonzero_percent=10.0, centres=4, epochs=3, batch=64)
 
 
 @pytest.fixture(scope="module")
-def result():
-    digits = datasets.load("digits")
+def digits():
+    return datasets.load("digits")
+
+
+@pytest.fixture(scope="module")
+def network(digits):
     network = networks.build("mlp-64-24-10")
     network.load_state_dict(training.train(network, digits, training.Config(epochs=6, batch=64, lr=3e-3)).state)
+    return network
+
+
+@pytest.fixture(scope="module")
+def result(network, digits):
     return pruning.prune(network, digits, QUICK)
+
+
+def test_a_kept_result_is_found_again(network, digits, result, monkeypatch):
+    kept = pruning.prune(network, digits, QUICK, keep=True)
+    monkeypatch.setattr(training, "minibatches", lambda *_: pytest.fail("pruned again"))
+    again = pruning.prune(network, digits, QUICK, keep=True)
+    for found in (kept, again):
+        assert found.sizes == result.sizes
+        assert (found.validation_errors, found.quantised_error) == (result.validation_errors, result.quantised_error)
+        assert all(torch.equal(found.quantised[name], tensor) for name, tensor in result.quantised.items())
 
 
 def test_the_asked_share_stays_and_each_layer_has_so_many_values(result):

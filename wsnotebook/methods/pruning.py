@@ -6,7 +6,7 @@ the centres of a k-means clustering. Counted by the same accounting as soft weig
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from sklearn.cluster import KMeans
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from wsnotebook import training
-from wsnotebook.datasets import Dataset
+from wsnotebook.datasets import Dataset, replacing
 from wsnotebook.evaluation import score
 from wsnotebook.layout import Layout, check_finite
 from wsnotebook.methods import codec
@@ -49,9 +49,16 @@ class Result:
     quantised_error: float  # validation error after clustering, %
 
 
-def prune(network: nn.Module, dataset: Dataset, config: Config) -> Result:
-    """Prune, fine-tune and cluster the weights (matrices and kernels) of a copy of a trained network."""
+def prune(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = False) -> Result:
+    """Prune, fine-tune and cluster the weights (matrices and kernels) of a copy of a trained network.
+
+    keep: store the result in the cache folder, where the same call later finds it.
+    """
     check_finite(network.state_dict(), "network")
+    path = training.kept_path("pruning", config, dataset, network) if keep else None
+    if stored := training.load_kept(path):
+        sizes = codec.Sizes(tuple(codec.LayerSize(*layer) for layer in stored["layers"]))
+        return Result(config, stored["state"], sizes, stored["errors"], stored["quantised_error"])
     network = copy.deepcopy(network)
     layout = Layout.of(network, kinds=("weight",))
     weights = [dict(network.named_parameters())[name] for name in layout.names]
@@ -83,7 +90,12 @@ def prune(network: nn.Module, dataset: Dataset, config: Config) -> Result:
             w.copy_(values)
             layers.append(codec.paper_size(name, ids, codebook=config.centres))
     state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-    return Result(config, state, codec.Sizes(tuple(layers)), errors, score(network, dataset.validation).error)
+    error = score(network, dataset.validation).error
+    if path:
+        parts = {"state": state, "layers": [astuple(layer) for layer in layers], "errors": errors}
+        with replacing(path) as file:
+            torch.save(parts | {"quantised_error": error}, file)
+    return Result(config, state, codec.Sizes(tuple(layers)), errors, error)
 
 
 def share_left(t: float, final: float) -> float:
