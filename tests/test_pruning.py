@@ -9,18 +9,6 @@ QUICK = pruning.Config(nonzero_percent=10.0, centres=4, epochs=3, batch=64)
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return datasets.load("digits")
-
-
-@pytest.fixture(scope="module")
-def network(digits):
-    network = networks.build("mlp-64-24-10")
-    network.load_state_dict(training.train(network, digits, training.Config(epochs=6, batch=64, lr=3e-3)).state)
-    return network
-
-
-@pytest.fixture(scope="module")
 def result(network, digits):
     return pruning.prune(network, digits, QUICK)
 

@@ -14,18 +14,6 @@ QUICK = sws.Config(
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return datasets.load("digits")
-
-
-@pytest.fixture(scope="module")
-def network(digits):
-    network = networks.build("mlp-64-24-10")
-    network.load_state_dict(training.train(network, digits, training.Config(epochs=8, batch=64, lr=3e-3)).state)
-    return network
-
-
-@pytest.fixture(scope="module")
 def result(network, digits):
     return sws.compress(network, digits, QUICK)
 

@@ -5,14 +5,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsnotebook import datasets, networks, training
+from wsnotebook import networks, training
 
 QUICK = training.Config(epochs=4, batch=64, lr=3e-3, seed=1)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return datasets.load("digits")
 
 
 def same(a, b):

@@ -196,7 +196,7 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path}: no such file")
+        raise FileNotFoundError(f"checkpoint {path}: no such file (looked for in {Path.cwd()})")
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)

@@ -291,7 +291,8 @@ def _followed(layout: Layout) -> tuple[Tensor, Tensor]:
         start + torch.linspace(0, size - 1, min(size, FOLLOWED), dtype=torch.float64).round().long()
         for start, size in zip(starts, layout.sizes, strict=False)
     ]
-    return torch.cat(places), torch.repeat_interleave(torch.arange(len(places)), torch.tensor([len(p) for p in places]))
+    sample = torch.cat(places)
+    return sample, layout.tensor_index()[sample]
 
 
 def _snapshot(network: nn.Module) -> dict[str, Tensor]:
