@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from wsnotebook import datasets, networks, training
+from wsnotebook.methods import soft_weight_sharing as sws
 
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory, monkeypatch):
-    for name in ("CACHE", "FIGURES"):
+    for name in ("CACHE", "FIGURES", "RUNS"):
         monkeypatch.setenv(f"WSNOTEBOOK_{name}", str(tmp_path_factory.mktemp(name.lower())))
 
 
@@ -28,3 +29,30 @@ def network(digits):
     network = networks.build("mlp-64-24-10")
     network.load_state_dict(training.train(network, digits, training.Config(epochs=8, batch=64, lr=3e-3)).state)
     return network
+
+
+@pytest.fixture(scope="session")
+def redundant(digits):
+    """A trained network with weights to spare: under the prior its spike condenses."""
+    network = networks.build("mlp-64-100-10")
+    network.load_state_dict(training.train(network, digits, training.Config(epochs=8, batch=64, lr=3e-3)).state)
+    return network
+
+
+@pytest.fixture(scope="session")
+def condensing():
+    """Settings under which it does so in less than a second."""
+    return sws.Config(
+        components=5,
+        tau=0.3,
+        pi_0=0.99,
+        init_sigma=0.1,
+        gamma_zero=(1000.0, 0.02),
+        lr_weights=3e-3,
+        lr_means=1e-3,
+        lr_log_variances=0.05,
+        lr_logits=0.02,
+        train_rest=True,
+        epochs=10,
+        batch=32,
+    )

@@ -42,9 +42,9 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_the_table_gives_mean_and_interval_of_each_measure():
-    one = {"test_error": [2.0, 4.0], "nonzero_percent": [100.0, 100.0], "ratio": [1.0, 1.0]}
-    two = {"test_error": [3.0], "nonzero_percent": [4.25], "ratio": [64.04]}
+    one = {"test_error": [2.0, 4.0], "nonzero_percent": [100.0, 100.0], "counted": [1.0, 1.0], "ratio": [1.0, 1.0]}
+    two = {"test_error": [3.0], "nonzero_percent": [4.25], "counted": [64.04], "ratio": [60.0]}
     lines = evaluation.table({"trained": one, "shared": two}).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2] == "| trained | 3.00 ± 12.71 | 100.00 | 1.0 |"
-    assert lines[3] == "| shared | 3.00 | 4.25 | 64.0 |"
+    assert lines[2] == "| trained | 3.00 ± 12.71 | 100.00 | 1.0 | 1.0 |"
+    assert lines[3] == "| shared | 3.00 | 4.25 | 64.0 | 60.0 |"

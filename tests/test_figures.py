@@ -70,6 +70,17 @@ def test_another_process_gives_the_same_bytes(tmp_path):
     assert one == two
 
 
+def test_another_preset_and_the_files_of_a_run_have_folders_of_their_own(tmp_path, monkeypatch):
+    other = Session("01_soft", "quick", 3, torch.device("cpu"), {"preset": "lenet-5-caffe"})
+    assert figures.folder(other) == figures.folder(SESSION) / "lenet-5-caffe"
+    monkeypatch.setenv("WSNOTEBOOK_RUNS", str(tmp_path))
+    assert figures.run_folder(SESSION) == tmp_path / "01_soft"
+    assert figures.run_folder(other) == tmp_path / "01_soft" / "lenet-5-caffe"
+    monkeypatch.delenv("WSNOTEBOOK_RUNS")
+    monkeypatch.chdir(tmp_path)
+    assert figures.run_folder(SESSION) == tmp_path / "runs" / "quick" / "01_soft"
+
+
 def test_the_facts_are_complete_and_plain():
     metrics = {
         "error": torch.tensor(2.5),

@@ -32,7 +32,7 @@ def so_far(result, epoch):
     rows = epoch + 1
     history = {name: values[:rows] for name, values in result.history.items()}
     parts = {"history": history, "mixtures": result.mixtures[:rows], "trace": result.trace[:rows]}
-    return replace(result, **parts, mixture=result.mixtures[epoch], quantised={}, sizes=None, assign="", finished=False)
+    return replace(result, **parts, assign="", compressed=None, finished=False)
 
 
 def drawn(explorer):
@@ -106,7 +106,7 @@ def test_the_readout_names_the_epochs_numbers(result, explorer):
     assert "tau 0.03" in text
     assert "times smaller" not in text
     explorer.slider.value = EPOCHS
-    assert f"{result.sizes.ratio:.1f} times smaller" in explorer.readout.value
+    assert f"{result.compressed.ratio:.1f} times smaller" in explorer.readout.value
 
 
 def test_what_was_moved_before_the_browser_drew_is_sent_again(explorer, monkeypatch):
@@ -186,10 +186,10 @@ def test_stop_ends_the_training_and_keeps_what_is_there(result):
 
     stopped = sws.compress(network, data, replace(result.config, epochs=50), watch=press_at_one)
     assert (len(stopped.trace), stopped.finished) == (2, False)
-    assert stopped.sizes.bits < stopped.sizes.original_bits
+    assert stopped.compressed.sizes.bits < stopped.compressed.sizes.original_bits
     assert live.stop.disabled
     assert live.watch(stopped) is None
-    assert f"{stopped.sizes.ratio:.1f} times smaller" in live.readout.value
+    assert f"{stopped.compressed.ratio:.1f} times smaller" in live.readout.value
     assert not live.watch(so_far(result, 0)), "the button does not stop the next run"
     assert not live.stop.disabled
 
@@ -262,11 +262,11 @@ def test_one_bundle_for_every_reader(result, explorer, monkeypatch):
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     again = mixture.Explorer(result)._repr_mimebundle_()
     assert (again["text/plain"], again["image/png"]) == (data["text/plain"], data["image/png"])
-    error, ratio = result.history["validation_error"][-1], result.sizes.ratio
+    error, ratio = result.history["validation_error"][-1], result.compressed.ratio
     assert data["text/plain"].startswith(
         f"Mixture explorer: all layers, epoch {EPOCHS} of {EPOCHS}, validation error {error:.2f} %"
     )
-    assert data["text/plain"].endswith(f"quantised {ratio:.1f} times smaller")
+    assert data["text/plain"].endswith(f"file {ratio:.1f} times smaller")
 
 
 def test_a_live_view_leaves_the_last_picture_in_the_notebook(result, monkeypatch):

@@ -53,3 +53,24 @@ def test_a_network_that_does_not_fit_the_data_says_so():
         networks.build_for(iris, "lenet-300-100")
     with pytest.raises(ValueError, match="has 10 outputs; iris has 3 classes"):
         networks.build_for(iris, "mlp-4-8-10")
+
+
+def test_a_users_function_makes_the_network(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(
+        "from torch import nn\ndef small():\n    return nn.Linear(4, 3)\ndef none():\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = networks.build("my_networks:small", seed=1)
+    assert mine.weight.shape == (3, 4)
+    assert torch.equal(mine.weight, networks.build("my_networks:small", seed=1).weight)
+    assert not torch.equal(mine.weight, networks.build("my_networks:small", seed=2).weight)
+    with pytest.raises(ValueError, match="'my_networks:none' gives NoneType, expected a torch.nn.Module"):
+        networks.build("my_networks:none")
+    for name in ("my_networks:large", "no_networks:small"):
+        with pytest.raises(ValueError, match=f"network '{name}'.*importable from here"):
+            networks.build(name)
+
+
+def test_a_residual_network_takes_the_datasets_channels(digits):
+    network = networks.build_for(digits, "wrn-10-1")
+    assert network(digits.train[0][:5]).shape == (5, 10)

@@ -24,9 +24,10 @@ def tiny_run():
     """A real retraining of a small network on the digits, a second long: its mixture moves, and its spike shrinks."""
     config = sws.Config(
         components=5, tau=0.03, init_sigma=0.1, lr_weights=2e-3, lr_means=1e-3, lr_log_variances=5e-2, epochs=EPOCHS,
-        merge=1e-2, assign="validation", train_rest=True,
+        merge=0.15, assign="validation", train_rest=True,
     )  # fmt: skip
-    return sws.compress(networks.build("mlp-64-32-10"), datasets.load("digits"), config)
+    with pytest.warns(UserWarning, match="had not condensed"):  # it is too short for that
+        return sws.compress(networks.build("mlp-64-32-10"), datasets.load("digits"), config)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,20 @@ def test_dynamics_follow_the_means(result):
     assert sorted(ticks) == sorted(result.mixture.means.tolist())
 
 
+def test_a_layer_of_its_own_mixture_is_drawn_with_it(result):
+    other = tuple(replace(m, means=m.means / 2) for m in result.mixtures)
+    own = replace(result, layer_mixtures={"fc2.weight": other})
+    np.testing.assert_array_equal(plots.frame(own, 1, "fc2.weight").means, other[1].means)
+    np.testing.assert_array_equal(plots.frame(own, 1).means, result.mixtures[1].means)
+    first, second = (plots.mixture_dynamics(own, layer).axes[0] for layer in (None, "fc2.weight"))
+    ends = [axes.collections[-1].get_segments()[-1][-1][1] for axes in (first, second)]
+    assert ends == pytest.approx([0, 0])  # the spike
+    ends = [sum(abs(c.get_segments()[-1][-1][1]) for c in axes.collections[1::2]) for axes in (first, second)]
+    assert ends[1] == pytest.approx(ends[0] / 2)
+    with pytest.raises(ValueError, match="layer='conv'"):
+        plots.mixture_dynamics(own, "conv")
+
+
 def test_points_and_bands_of_before_and_after(result):
     axes = plots.before_after(result, 3).axes[0]
     np.testing.assert_allclose(axes.collections[0].get_offsets(), result.trace[[0, 3]].T, rtol=1e-6)
@@ -169,14 +184,14 @@ def test_mixture_frame_is_histogram_and_scatter(result):
 
 
 def test_layer_sizes_are_the_accounts(result):
-    figure = plots.layer_sizes(result.sizes)
+    figure = plots.layer_sizes(result.compressed.sizes)
     left, right = figure.axes
-    layers = result.sizes.layers
+    layers = result.compressed.sizes.layers
     assert [bar.get_width() for bar in left.patches] == pytest.approx([100 * l.nonzeros / l.weights for l in layers])
     widths = np.reshape([bar.get_width() for bar in right.patches], (4, len(layers)))
     np.testing.assert_allclose(widths.sum(0), [layer.bits / layer.weights for layer in layers])
     np.testing.assert_allclose(widths[2], [layer.value_bits / layer.weights for layer in layers])
-    assert f"{result.sizes.ratio:.1f} times smaller" in figure.get_suptitle()
+    assert f"{result.compressed.sizes.ratio:.1f} times smaller" in figure.get_suptitle()
 
 
 def test_the_movie_has_a_frame_an_epoch(result, tmp_path):
@@ -263,9 +278,9 @@ def images_of(figure, rows):
 
 def test_filters_of_a_matrix_are_its_rows_as_images(result):
     name = result.layout.names[0]
-    figure = plots.filters({"before": result.before, "quantised": result.quantised}, name, image_shape=(8, 8))
+    figure = plots.filters({"before": result.before, "quantised": result.compressed.state}, name, image_shape=(8, 8))
     drawn = images_of(figure, rows=2)
-    before, after = result.before[name], result.quantised[name]
+    before, after = result.before[name], result.compressed.state[name]
     order = before.norm(dim=1).argsort(descending=True)[:10]
     np.testing.assert_array_equal(drawn[0], before[order].reshape(-1, 8, 8))
     np.testing.assert_array_equal(drawn[1], after[order].reshape(-1, 8, 8))
@@ -298,14 +313,6 @@ def test_filters_that_cannot_be_shown(result, name, shape, message):
         plots.filters({"now": result.after}, name, shape)
 
 
-def test_front_draws_every_point():
-    axes = plots.front({"a": [(10, 2.0), (20, 3.0)], "b": [(30, 2.5)]}, ("trained", 1.9), "test").axes[0]
-    drawn = curves_of(axes)
-    assert drawn["a"][:2] == ([10, 20], [2.0, 3.0])
-    assert drawn["b"][:2] == ([30], [2.5])
-    assert axes.get_ylabel() == "test error (%)"
-
-
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 FIGURES = {
@@ -313,7 +320,7 @@ FIGURES = {
     "before_after": plots.before_after,
     "histogram": plots.histogram,
     "mixture_frame": plots.mixture_frame,
-    "layer_sizes": lambda result: plots.layer_sizes(result.sizes),
+    "layer_sizes": lambda result: plots.layer_sizes(result.compressed.sizes),
     "filters": lambda result: plots.filters({"now": result.after}, result.layout.names[0], (8, 8)),
     "training_curves": lambda result: plots.training_curves(result.history),
 }
@@ -348,3 +355,20 @@ def test_front_draws_every_point_once_and_the_reference_as_a_line():
     assert set(line.get_ydata()) == {1.9}
     assert "test error (%)" in axes.get_ylabel()
     assert axes.get_xlim()[0] == 0
+    known = {"Han 2015": (40.0, 1.6)}
+    both = plots.front(groups, reference=("trained", 1.9), split="test", published=known)
+    assert len(both.axes[0].lines) == len(axes.lines) + 2  # the point, and its entry in the legend
+    assert [text.get_text() for text in both.axes[0].texts] == ["Han 2015"]
+    assert both.axes[0].get_xlim()[1] == pytest.approx(44)
+
+
+def test_file_sizes_are_stacked_bars_of_their_parts():
+    sizes = {
+        "count": {"ids of the weights": 800.0, "codebooks": 64},
+        "file": {"ids of the weights": 700.0, "header": 9},
+    }
+    axes = plots.file_sizes(sizes).axes[0]
+    widths = np.reshape([bar.get_width() for bar in axes.patches], (4, 2))
+    np.testing.assert_array_equal(widths.sum(0), [864, 709])
+    assert [text.get_text().strip() for text in axes.texts] == ["864", "709"]
+    assert axes.get_xlabel() == "bytes"

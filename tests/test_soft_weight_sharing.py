@@ -1,15 +1,16 @@
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from wsnotebook import datasets, networks, session, training
+from wsnotebook import networks, training
 from wsnotebook.evaluation import score
+from wsnotebook.methods import codebook, codec
 from wsnotebook.methods import soft_weight_sharing as sws
 
+pytestmark = pytest.mark.filterwarnings("ignore:the spike had not condensed")  # four epochs are few
 QUICK = sws.Config(
-    components=5, tau=0.05, init_sigma=0.1, lr_weights=3e-3, epochs=4, batch=64, train_rest=True, merge=1e-2
+    components=5, tau=0.05, init_sigma=0.1, lr_weights=3e-3, epochs=4, batch=64, train_rest=True, merge=0.15
 )
 
 
@@ -23,19 +24,19 @@ def same(a, b):
 
 
 def test_every_clustered_weight_is_a_mean_of_the_mixture_and_the_rest_is_untouched(result):
-    means = result.mixture.means.float()
+    means, state = result.mixture.means.float(), result.compressed.state
     for name in result.layout.names:
-        assert torch.isin(result.quantised[name], means).all()
-    for name in result.quantised.keys() - set(result.layout.names):
-        assert torch.equal(result.quantised[name], result.after[name])
+        assert torch.isin(state[name], means).all()
+    for name in state.keys() - set(result.layout.names):
+        assert torch.equal(state[name], result.after[name])
     assert result.finished
 
 
 def test_the_sizes_count_the_quantised_network(result):
-    row = result.layout.flatten(result.quantised)
-    assert sum(layer.nonzeros for layer in result.sizes.layers) == int((row != 0).sum())
-    assert result.sizes.original_bits == 32 * result.layout.d
-    assert 0 < result.sizes.nonzero_percent < 100
+    row = result.layout.flatten(result.compressed.state)
+    assert sum(layer.nonzeros for layer in result.compressed.sizes.layers) == int((row != 0).sum())
+    assert result.compressed.sizes.original_bits == 32 * result.layout.d
+    assert 0 < result.compressed.sizes.nonzero_percent < 100
 
 
 def test_history_mixtures_and_trace_have_an_entry_an_epoch(result, network):
@@ -51,7 +52,7 @@ def test_more_tau_means_fewer_bits_and_the_spike_condenses(network, digits):
     weak, strong = (
         sws.compress(network, digits, replace(QUICK, tau=tau, epochs=12, lr_log_variances=0.03)) for tau in (0.01, 0.3)
     )
-    assert strong.sizes.bits < weak.sizes.bits
+    assert len(strong.compressed.file) < len(weak.compressed.file)
     assert strong.history["spike_sigma"][-1] < 0.5 * QUICK.init_sigma
 
 
@@ -65,9 +66,9 @@ def test_frozen_rest_stays_and_filters_choose(network, digits):
     result = sws.compress(network, digits, replace(QUICK, train_rest=False, exclude="^fc2", epochs=1))
     assert result.layout.names == ("fc1.weight",)
     for name in ("fc1.bias", "fc2.weight", "fc2.bias"):
-        assert torch.equal(result.quantised[name], result.before[name])
-    assert result.sizes.layers[1].bits == 32 * 240  # left alone: 32 bits a weight
-    assert result.sizes.original_bits == 32 * (64 * 24 + 240)
+        assert torch.equal(result.compressed.state[name], result.before[name])
+    assert result.compressed.sizes.layers[1].bits == 32 * 240  # left alone: 32 bits a weight
+    assert result.compressed.sizes.original_bits == 32 * (64 * 24 + 240)
 
 
 def test_tau_warms_up_linearly(network, digits):
@@ -80,43 +81,40 @@ def test_an_interrupted_run_is_usable_and_goes_on_to_the_same_result(network, di
     stopped = sws.compress(network, digits, QUICK, keep=True, watch=stop)
     assert not stopped.finished
     assert len(stopped.trace) == 3
-    assert torch.isin(stopped.quantised["fc1.weight"], stopped.mixture.means.float()).all()
+    assert torch.isin(stopped.compressed.state["fc1.weight"], stopped.mixture.means.float()).all()
     resumed = sws.compress(network, digits, QUICK, keep=True)
     assert resumed.finished
-    assert same(resumed.quantised, result.quantised)
+    assert same(resumed.compressed.state, result.compressed.state)
     assert torch.equal(resumed.trace, result.trace)
     cost = "cpu_seconds"
     assert {k: v for k, v in resumed.history.items() if k != cost} == {
         k: v for k, v in result.history.items() if k != cost
     }
     monkeypatch.setattr(training, "minibatches", lambda *_: pytest.fail("trained again"))
-    assert same(sws.compress(network, digits, QUICK, keep=True).quantised, result.quantised)
+    assert same(sws.compress(network, digits, QUICK, keep=True).compressed.state, result.compressed.state)
 
 
 def test_ctrl_c_leaves_a_usable_result(network, digits):
     def watch(so_far):
-        assert so_far.quantised == {}
+        assert so_far.compressed is None
         if len(so_far.trace) == 2:
             raise KeyboardInterrupt
 
     stopped = sws.compress(network, digits, QUICK, watch=watch)
     assert not stopped.finished
-    assert stopped.sizes.ratio > 1
+    assert stopped.compressed.ratio > 1
 
 
 def test_the_rule_is_chosen_on_validation(network, digits, result):
-    both = sws.quantise(replace(result, config=replace(QUICK, assign="validation")), network, digits)
-    one = {
-        rule: sws.quantise(replace(result, config=replace(QUICK, assign=rule)), network, digits)
-        for rule in ("ml", "map")
-    }
-    errors = {}
-    for rule, choice in one.items():
+    choices = {}
+    for rule in ("ml", "map", "validation"):
+        how = replace(result, config=replace(QUICK, assign=rule))
+        kept, clustered, error = sws.assign(how, network, digits)
         quantised = networks.build("mlp-64-24-10")
-        quantised.load_state_dict(choice.quantised)
-        errors[rule] = (score(quantised, digits.validation).error, choice.sizes.bits)
-    assert both.assign == min(errors, key=errors.get)
-    assert same(both.quantised, one[both.assign].quantised)
+        quantised.load_state_dict(result.after | clustered.values())
+        assert error == score(quantised, digits.validation).error
+        choices[rule] = (error, codebook.paper_sizes(network, clustered).bits, kept)
+    assert choices["validation"] == min(choices["ml"], choices["map"])
 
 
 def test_batch_norm_and_convolutions_go_through(digits):
@@ -132,7 +130,7 @@ def test_batch_norm_and_convolutions_go_through(digits):
     result = sws.compress(wide, small, replace(QUICK, epochs=1))
     assert "conv.weight" in result.layout.names
     assert not any("bn" in name for name in result.layout.names)
-    assert torch.equal(result.quantised["bn.running_mean"], result.after["bn.running_mean"])
+    assert torch.equal(result.compressed.state["bn.running_mean"], result.after["bn.running_mean"])
     assert not torch.equal(result.after["bn.running_mean"], result.before["bn.running_mean"])
 
 
@@ -161,61 +159,84 @@ def test_bad_networks_are_named(digits, network):
         sws.compress(network, digits, replace(QUICK, include="conv"))
 
 
-def test_the_reported_error_is_the_quantised_networks(network, digits, result):
-    quantised = networks.build("mlp-64-24-10")
-    quantised.load_state_dict(result.quantised)
-    assert result.quantised_error == score(quantised, digits.validation).error
+def test_the_file_is_the_network_whose_error_is_reported(digits, result):
+    decoded = codec.decode(result.compressed.file)
+    assert same(decoded, result.compressed.state)
+    network = networks.build("mlp-64-24-10")
+    network.load_state_dict(decoded)
+    assert result.compressed.error == score(network, digits.validation).error
+    assert result.compressed.ratio == 4 * sum(p.numel() for p in network.parameters()) / len(result.compressed.file)
 
 
-def test_a_study_is_the_same_side_by_side_and_one_by_one():
-    quick = sws.preset("quick", network="mlp-64-16-10", overrides={"epochs": 2})
-    quick = replace(quick, training=replace(quick.training, epochs=2))
-    with session.executor(2) as executor:
-        together = sws.study(quick, [0, 1], executor=executor)
-    for path in (datasets.cache_folder() / "results").iterdir():
-        path.unlink()
-    alone = sws.study(quick, [0, 1])
-    assert [run.seed for run in together] == [0, 1]
-    for a, b in zip(together, alone, strict=True):
-        assert same(a.result.quantised, b.result.quantised)
-    assert not same(alone[0].result.quantised, alone[1].result.quantised)
+def test_a_mixture_for_each_layer(network, digits):
+    result = sws.compress(network, digits, replace(QUICK, mixture="layer", merge=0.0))
+    assert result.layer_mixtures.keys() == set(result.layout.names)
+    for name, mixtures in result.layer_mixtures.items():
+        assert len(mixtures) == QUICK.epochs + 1
+        assert torch.isin(result.compressed.state[name], mixtures[-1].means.float()).all()
+    w = torch.linspace(-1, 1, 50)
+    shares = {name: size / result.layout.d for name, size in zip(result.layout.names, result.layout.sizes, strict=True)}
+    expected = sum(shares[name] * mixtures[-1].density(w) for name, mixtures in result.layer_mixtures.items())
+    torch.testing.assert_close(result.mixtures[-1].density(w), expected)
 
 
-def test_choose_takes_the_smallest_that_is_good_enough():
-    def run(error, bits, trained=2.0):
-        result = SimpleNamespace(quantised_error=error, sizes=SimpleNamespace(bits=bits))
-        return sws.Run(0, SimpleNamespace(history={"validation_error": [9.0, trained]}), result)
-
-    runs = [run(1.9, 300), run(2.05, 200), run(2.4, 100)]
-    assert sws.choose(runs, allowance=0.0) is runs[0]
-    assert sws.choose(runs) is runs[1]
-    assert sws.choose(runs, allowance=1.0) is runs[2]
-    assert sws.choose(runs, allowance=-1.0) is runs[0]
+def test_with_one_tensor_a_mixture_for_each_layer_is_the_global_one(network, digits):
+    one = replace(QUICK, include="fc1", epochs=2)
+    a, b = (sws.compress(network, digits, replace(one, mixture=kind)) for kind in ("global", "layer"))
+    assert same(a.compressed.state, b.compressed.state)
 
 
-def test_presets_know_their_fields():
-    assert sws.preset("laptop", overrides={"tau": 0.02}).taus == ()
-    assert sws.preset("laptop", overrides={"tau": 0.02}).config.tau == 0.02
-    changed = sws.preset("laptop", overrides={"training.epochs": 3, "epochs": 4})
-    assert (changed.training.epochs, changed.config.epochs) == (3, 4)
-    assert sws.preset("laptop", network="lenet-5-caffe").network == "lenet-5-caffe"
-    with pytest.raises(ValueError, match="overrides: unknown tua; soft weight-sharing has components, tau"):
-        sws.preset("quick", overrides={"tua": 0.02})
-    with pytest.raises(ValueError, match="preset='huge': expected one of 'quick', 'laptop', 'paper'"):
-        sws.preset("huge")
+def test_a_learned_pi_0_moves_and_a_fixed_one_stays(network, digits, result):
+    assert [float(m.pis[0]) for m in result.mixtures] == pytest.approx([QUICK.pi_0] * len(result.mixtures))
+    learned = sws.compress(network, digits, replace(QUICK, beta=(50.0, 2.0), lr_logits=0.05))
+    assert float(learned.mixtures[-1].pis[0]) < QUICK.pi_0 - 1e-3
+    assert float(learned.mixtures[-1].pis.sum()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", sws.PRESETS)
-def test_every_presets_network_exists(name):
-    chosen = sws.PRESETS[name]
-    assert chosen.dataset in datasets.NAMES
-    assert networks.build(chosen.network) is not None
+def test_the_last_tensor_can_be_skipped(network):
+    assert sws.clustered_layout(network, replace(QUICK, skip_last=True)).names == ("fc1.weight",)
+    both = replace(QUICK, skip_last=True, exclude="fc1")
+    with pytest.raises(ValueError, match="no tensor of kind weight matches"):
+        sws.clustered_layout(network, both)
 
 
-def test_a_study_can_start_from_a_users_checkpoint(network, tmp_path):
-    path = tmp_path / "mine.pt"
-    torch.save(network.state_dict(), path)
-    quick = sws.preset("quick", network="mlp-64-24-10", checkpoint=str(path), overrides={"epochs": 1})
-    [run] = sws.study(quick, [3])
-    assert same(run.result.before, network.state_dict())
-    assert run.trained.history["epoch"] == [0]
+def test_condensed_epochs_are_counted_from_the_end():
+    falling = [0.1, 0.05, 0.02, 0.01]
+    assert sws.condensed_epochs(falling) == 0
+    assert sws.condensed_epochs([*falling, 0.0099]) == 1
+    assert sws.condensed_epochs([*falling, 0.0099, 0.0098, 0.0098]) == 3
+    assert sws.condensed_epochs([*falling, 0.0099, 0.0050, 0.0049]) == 1
+    assert sws.condensed_epochs([0.1, 0.1, 0.1]) == 0  # it never narrowed
+    assert sws.condensed_epochs([0.1]) == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_quantising_too_early_warns_and_a_condensed_spike_does_not(redundant, condensing, digits):
+    with pytest.warns(UserWarning, match="the spike had not condensed when retraining ended"):
+        early = sws.compress(redundant, digits, replace(condensing, epochs=2))
+    assert not early.condensed
+    assert sws.compress(redundant, digits, condensing).condensed
+
+
+def test_patience_stops_early_and_for_good(redundant, condensing, digits):
+    """As the whole run up to there; and a kept early stop is finished, not taken up again."""
+    whole = sws.compress(redundant, digits, condensing)
+    patient = replace(condensing, patience=2)
+    early = sws.compress(redundant, digits, patient, keep=True)
+    entries = len(early.trace)
+    assert entries < len(whole.trace)
+    assert early.finished
+    assert torch.equal(early.trace, whole.trace[:entries])
+    assert [sws.condensed_epochs(early.history["spike_sigma"][:n]) for n in (entries - 1, entries)] == [1, 2]
+    assert same(sws.compress(redundant, digits, patient, keep=True).compressed.state, early.compressed.state)
+
+
+def test_trained_codebooks_and_the_file_are_kept_too(network, digits, monkeypatch):
+    config = replace(QUICK, fine_tune=codebook.Config(epochs=2, batch=64, rest="float16", bias_step=2**-5))
+    first = sws.compress(network, digits, config, keep=True)
+    monkeypatch.setattr(codebook, "pack", lambda *_: pytest.fail("packed again"))
+    again = sws.compress(network, digits, config, keep=True)
+    assert again.compressed.file == first.compressed.file
+    assert again.compressed.sizes == first.compressed.sizes
+    assert again.compressed.assigned_error == first.compressed.assigned_error
+    assert same(again.compressed.clustered.values(), first.compressed.clustered.values())

@@ -121,18 +121,19 @@ def test_an_epochs_randomness_depends_on_seed_and_epoch_alone():
     assert torch.equal(outside, torch.random.get_rng_state())
 
 
-def test_augmented_images_are_crops_of_the_padded_image_or_of_its_mirror():
-    x = torch.randn(40, 2, 6, 5)
-    padded = nn.functional.pad(x, (4, 4, 4, 4))
-    crops = {"plain": 0, "mirrored": 0}
-    for image, source in zip(training.augmented(x), padded, strict=True):
-        windows = [source[:, top : top + 6, left : left + 5] for top in range(9) for left in range(9)]
-        kinds = {"plain": any(torch.equal(image, w) for w in windows)}
-        kinds["mirrored"] = any(torch.equal(image.flip(2), w) for w in windows)
-        assert any(kinds.values())
-        for kind, found in kinds.items():
-            crops[kind] += found
-    assert min(crops.values()) > 5
+def test_augmented_images_are_shifted_and_mirrored():
+    """Every image is a window of its padded self or of that one's mirror, and all of these happen."""
+    x = torch.arange(1.0, 61).view(1, 2, 6, 5).expand(400, -1, -1, -1)
+    padded = nn.functional.pad(x[0], (2, 2, 2, 2))
+    windows = {(i, j): padded[:, i : i + 6, j : j + 5] for i in range(5) for j in range(5)}
+    both = {(*place, flip): w.flip(2) if flip else w for place, w in windows.items() for flip in (False, True)}
+    for flip in (False, True):
+        images = training.augmented(x, training.Config(shift=2, flip=flip))
+        seen = {next(key for key, w in both.items() if torch.equal(image, w)) for image in images}
+        assert seen == {key for key in both if flip or not key[2]}
+    assert training.augmented(x, training.Config()) is x
+    with pytest.raises(ValueError, match=r"shift=1, flip=False: rows of shape \(60,\) are no images"):
+        training.augmented(x.reshape(400, 60), training.Config(shift=1))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,7 @@ def test_augmented_images_are_crops_of_the_padded_image_or_of_its_mirror():
         ({"epochs": -1}, "epochs=-1, expected a number >= 0"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"batch": 0}, "batch=0"),
+        ({"shift": -1}, "shift=-1"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -46,15 +46,25 @@ def interval(values: list[float], confidence: float = 0.95) -> tuple[float, floa
     return mean, float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * sd / math.sqrt(n)
 
 
+COLUMNS = {  # of the table of compressed networks: heading, digits
+    "test_error": ("test error (%)", 2),
+    "nonzero_percent": ("not zero (%)", 2),
+    "counted": ("paper's count: times smaller", 1),
+    "ratio": ("file: times smaller", 1),
+}
+
+
 def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown table of repeated runs: {method: {"test_error" (%), "nonzero_percent" (%), "ratio": one number a run}}.
+    """Markdown table of repeated runs: {method: {measure: one number a run}}, the measures being those of COLUMNS.
 
     Each cell is the mean and the half-width of its 95 % interval; with one run, the number alone.
     """
-    columns = {"test error (%)": ("test_error", 2), "not zero (%)": ("nonzero_percent", 2), "ratio": ("ratio", 1)}
-    lines = [" | ".join(["", *columns]), "|".join(["---"] + ["---:"] * len(columns))]
+    lines = [
+        " | ".join(["", *(heading for heading, _ in COLUMNS.values())]),
+        "|".join(["---"] + ["---:"] * len(COLUMNS)),
+    ]
     for method, measures in results.items():
-        cells = [_mean_and_half_width(measures[name], digits) for name, digits in columns.values()]
+        cells = [_mean_and_half_width(measures[name], digits) for name, (_, digits) in COLUMNS.items()]
         lines.append(" | ".join([method, *cells]))
     return "\n".join(f"| {line} |" for line in lines)
 

@@ -71,8 +71,8 @@ def save(
 
 
 def folder(session) -> Path:
-    """Where the figures of `session`, a value of `session.start`, are kept: `<root>/<scale>/<notebook>`."""
-    return root() / session.scale / session.notebook
+    """Where the figures of `session`, a value of `session.start`, are kept: `<root>/<scale>/<notebook>[/<preset>]`."""
+    return root() / session.scale / session.notebook / session.parameters.get("preset", "")
 
 
 def root() -> Path:
@@ -80,6 +80,13 @@ def root() -> Path:
     if os.environ.get("WSNOTEBOOK_FIGURES"):
         return Path(os.environ["WSNOTEBOOK_FIGURES"])
     return (checkout(Path.cwd()) or Path.cwd()) / "figures"
+
+
+def run_folder(session) -> Path:
+    """Where `session` keeps its runs' files: `<WSNOTEBOOK_RUNS>/<notebook>[/<preset>]`, else in `runs/<scale>` here."""
+    named = os.environ.get("WSNOTEBOOK_RUNS")
+    folder = Path(named) if named else (checkout(Path.cwd()) or Path.cwd()) / "runs" / session.scale
+    return folder / session.notebook / session.parameters.get("preset", "")
 
 
 def checkout(path: Path) -> Path | None:

@@ -2,9 +2,11 @@
 
 lenet-300-100, lenet-5-caffe, tutorialnet and wrn-16-4 are the networks of Ullrich et al. 2017 (soft weight-sharing);
 mlp-A-B-..-C is any multilayer perceptron and wrn-D-K any wide residual network (Zagoruyko and Komodakis 2016).
+package.module:function is your own: the function is imported and called without arguments.
 """
 
 import difflib
+import importlib
 import re
 from collections import OrderedDict
 
@@ -14,17 +16,27 @@ from torch.nn import functional as F
 
 from wsnotebook.datasets import Dataset
 
-NAMES = ("lenet-300-100", "lenet-5-caffe", "tutorialnet", "wrn-D-K (as wrn-16-4)", "mlp-A-B-..-C (as mlp-64-32-10)")
+NAMES = (
+    "lenet-300-100",
+    "lenet-5-caffe",
+    "tutorialnet",
+    "wrn-D-K (as wrn-16-4)",
+    "mlp-A-B-..-C (as mlp-64-32-10)",
+    "package.module:function (your own)",
+)
 
 
-def build(name: str, *, classes: int = 10, seed: int = 0) -> nn.Module:
+def build(name: str, *, classes: int = 10, channels: int = 3, seed: int = 0) -> nn.Module:
     """A freshly initialised network. Takes images (n, c, h, w), or rows (n, A) for an MLP; returns logits (n, classes).
 
-    classes: number of outputs; an MLP's own last number says it. seed: of the initial weights (PyTorch's default
-    initialisation; He normal for wide residual networks). Raises ValueError for an unknown name or an impossible size.
+    classes: number of outputs; an MLP's own last number says it. channels: of a wide residual network's images. seed:
+    of the initial weights (PyTorch's default initialisation; He normal for wide residual networks). Raises ValueError
+    for an unknown name, an impossible size, or a function that does not give a module.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if ":" in name:
+            return _own(name)
         if name == "lenet-300-100":
             return mlp(784, 300, 100, classes)
         if name == "lenet-5-caffe":
@@ -35,16 +47,30 @@ def build(name: str, *, classes: int = 10, seed: int = 0) -> nn.Module:
             return mlp(*map(int, name.split("-")[1:]))
         if re.fullmatch(r"wrn-\d+-[1-9]\d*", name):
             depth, width = map(int, name.split("-")[1:])
-            return WideResNet(depth, width, classes)
+            return WideResNet(depth, width, classes, channels)
     close = difflib.get_close_matches(name, [n.split()[0] for n in NAMES], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"unknown network {name!r}{hint} Known: {', '.join(NAMES)}")
 
 
+def _own(name: str) -> nn.Module:
+    """The network that a user's function makes."""
+    module, _, function = name.partition(":")
+    try:
+        network = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"network {name!r}: {error}; expected package.module:function, importable from here (PYTHONPATH)"
+        ) from None
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"network {name!r} gives {type(network).__name__}, expected a torch.nn.Module")
+    return network
+
+
 def build_for(dataset: Dataset, name: str, *, seed: int = 0) -> nn.Module:
     """`build` with an output a class of the dataset, on its device. Raises ValueError when the two do not fit."""
     x = dataset.train[0][:1]
-    network = build(name, classes=len(dataset.classes), seed=seed).to(x.device).eval()
+    network = build(name, classes=len(dataset.classes), channels=x.shape[1], seed=seed).to(x.device).eval()
     try:
         with torch.no_grad():
             outputs = network(x).shape[1]
@@ -99,18 +125,18 @@ def tutorialnet(classes: int) -> nn.Sequential:
 
 
 class WideResNet(nn.Module):
-    """Wide residual network for 32x32 images: pre-activation blocks, widths 16K, 32K, 64K. Takes (n, 3, h, w).
+    """Wide residual network for small images: pre-activation blocks, widths 16K, 32K, 64K. Takes (n, channels, h, w).
 
     depth is 6 n + 4 with n blocks a group; width is K. Raises ValueError for another depth.
     """
 
-    def __init__(self, depth: int, width: int, classes: int):
+    def __init__(self, depth: int, width: int, classes: int, channels: int = 3):
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
             raise ValueError(f"wrn-{depth}-{width}: depth must be 6 n + 4 (10, 16, 22, 28, ...), got {depth}")
         widths = [16, 16 * width, 32 * width, 64 * width]
-        self.conv = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.groups = nn.Sequential(
             *(
                 nn.Sequential(

@@ -180,9 +180,9 @@ def execute(
 ) -> list[Run]:
     """Run the `chosen` notebooks with `parameters`, `jobs` at a time, printing a line as each ends.
 
-    Executed copies land in `copies`, figures in `pictures`. With `fresh`, no notebook uses results that an earlier run
-    kept, and what it keeps takes their place; data already downloaded are used. A notebook that fails gives a Run with
-    an `error`.
+    Executed copies and the files of their runs land in `copies`, figures in `pictures`. With `fresh`, no notebook uses
+    results that an earlier run kept, and what it keeps takes their place; data already downloaded are used. A notebook
+    that fails gives a Run with an `error`.
 
     Raises ValueError for an unknown parameter or scale and OSError for a folder that cannot be written, both before
     anything runs.
@@ -195,7 +195,8 @@ def execute(
     routed = [route(notebook, parameters) for notebook in chosen]
     for target in (copies, pictures):
         _check_writable(target)
-    environment = _environment() | {"WSNOTEBOOK_FIGURES": str(pictures), "OMP_NUM_THREADS": "1"}
+    folders = {"WSNOTEBOOK_FIGURES": str(pictures), "WSNOTEBOOK_RUNS": str(copies)}
+    environment = _environment() | folders | {"OMP_NUM_THREADS": "1"}
     ended = []
     with tempfile.TemporaryDirectory(prefix="wsnotebook-") as scratch:
         caches = [_empty_cache(Path(scratch, notebook.name)) if fresh else {} for notebook in chosen]

@@ -36,7 +36,8 @@ class Config:
     lr: float = 1e-3  # learning rate at the start
     schedule: str = "cosine"  # constant | cosine (to 0) | step (x 0.1 at 50 % and 75 %)
     weight_decay: float = 0.0  # L2 coefficient
-    augment: bool = False  # random 4-pixel crops and horizontal flips
+    shift: int = 0  # random shifts of the images by up to so many pixels
+    flip: bool = False  # random horizontal flips
     keep: str = "last"  # last | best (lowest validation error)
     patience: int = 0  # epochs without a lower validation error before stopping; 0: never
     seed: int = 0  # of order, augmentation and dropout
@@ -45,7 +46,7 @@ class Config:
         check_choice("optimiser", self.optimiser, ("adam", "sgd"))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("keep", self.keep, ("last", "best"))
-        check_at_least(self, epochs=0, batch=1, lr=0, weight_decay=0, patience=0)
+        check_at_least(self, epochs=0, batch=1, lr=0, weight_decay=0, patience=0, shift=0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def train(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
         with epoch_randomness(config.seed, epoch, x.device):
             for t, rows in minibatches(len(x), config, epoch, x.device):
                 set_lr(optimiser, config.lr, config.schedule, t)
-                loss = F.cross_entropy(network(augmented(x[rows]) if config.augment else x[rows]), y[rows])
+                loss = F.cross_entropy(network(augmented(x[rows], config)), y[rows])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -154,16 +155,22 @@ def epoch_randomness(seed: int, epoch: int, device: torch.device):
         yield
 
 
-def augmented(x: Tensor) -> Tensor:
-    """Random crops from a 4-pixel border and random horizontal flips, one of each an image. (n, c, h, w)."""
+def augmented(x: Tensor, config) -> Tensor:
+    """Images (n, c, h, w), each shifted and flipped at random; what a shift brings in is zero.
+
+    config: anything with `shift` (pixels, 0: none) and `flip`. Raises ValueError for rows that are no images.
+    """
+    if not config.shift and not config.flip:
+        return x
+    if x.ndim != 4:
+        raise ValueError(f"shift={config.shift}, flip={config.flip}: rows of shape {tuple(x.shape[1:])} are no images")
     n, _, h, w = x.shape
-    flip = torch.rand(n, 1, device=x.device) < 0.5
-    top, left = torch.randint(0, 9, (2, n, 1), device=x.device)
-    rows = top + torch.arange(h, device=x.device)  # (n, h)
-    columns = torch.arange(w, device=x.device).expand(n, w)
-    columns = left + torch.where(flip, columns.flip(1), columns)  # (n, w)
-    image = torch.arange(n, device=x.device)[:, None, None]
-    return F.pad(x, (4, 4, 4, 4))[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    windows = F.pad(x, (config.shift,) * 4).unfold(2, h, 1).unfold(3, w, 1)  # (n, c, places, places, h, w)
+    top, left = torch.randint(0, 2 * config.shift + 1, (2, n), device=x.device)
+    shifted = windows[torch.arange(n, device=x.device), :, top, left]
+    if config.flip:
+        return torch.where(torch.rand(n, 1, 1, 1, device=x.device) < 0.5, shifted.flip(3), shifted)
+    return shifted
 
 
 # ---- states that are kept between calls --------------------------------------------------------------------------

@@ -83,9 +83,9 @@ class Explorer:
             self._draw()
             stopped, self._stopped = self._stopped, False
             self.stop.description = "Stop and keep"
-            self.stop.disabled = stopped or bool(result.quantised) or last >= result.config.epochs
+            self.stop.disabled = stopped or result.compressed is not None or last >= result.config.epochs
             self._unbind()
-        if result.quantised and self._shown:
+        if result.compressed and self._shown:
             publish_display_data(self._repr_mimebundle_(), transient={"display_id": self._display_id}, update=True)
         return stopped or None
 
@@ -112,13 +112,13 @@ class Explorer:
         epochs = np.unique(np.linspace(0, last, min(last + 1, HTML_EPOCHS)).round().astype(int)).tolist()
         frames, texts, axes = {}, {}, []
         for i, layer in enumerate(self._layers()):
-            axes.append({scale: _axes(self.result, layer, scale) for scale in self.scale.options})
+            axes.append({scale: axis_ranges(self.result, layer, scale) for scale in self.scale.options})
             for epoch in epochs:
                 f = plots.frame(self.result, epoch, _tensor(layer))
                 frames[f"{i}/{epoch}"] = [
-                    {key: _packed(values) for key, values in trace.items()} for trace in _arrays(f)
+                    {key: packed(values) for key, values in trace.items()} for trace in trace_arrays(f)
                 ]
-                texts[f"{i}/{epoch}"] = _html(_facts(self.result, f))
+                texts[f"{i}/{epoch}"] = readout(_facts(self.result, f))
         figure, config = _picture(self.result, ALL, last, "log"), {"displaylogo": False, "responsive": True}
         drawn = figure.to_html(config, full_html=False, include_plotlyjs=True, div_id="plot")
         options = "".join(f"<option value={i}>{html.escape(layer)}</option>" for i, layer in enumerate(self._layers()))
@@ -155,7 +155,9 @@ class Explorer:
         return plots.frame(self.result, self.slider.value, _tensor(self.layer.value))
 
     def _facts(self) -> str:
-        return _html(_facts(self.result, self._frame())) if self.result else "Waiting for the first epoch of training."
+        if not self.result:
+            return "Waiting for the first epoch of training."
+        return readout(_facts(self.result, self._frame()))
 
     def _ask_to_stop(self) -> None:
         self._stopped, self.stop.disabled, self.stop.description = True, True, "Stopping ..."
@@ -171,9 +173,9 @@ class Explorer:
             if self.result is None or (self._live and not self._drawn):
                 return
             self._missed = not self._drawn
-            arrays = _arrays(self._frame())
+            arrays = trace_arrays(self._frame())
             data = {key: [trace[key] for trace in arrays] for key in ("x", "y")}
-            self.plot.plotly_update(data, _axes(self.result, self.layer.value, self.scale.value))
+            self.plot.plotly_update(data, axis_ranges(self.result, self.layer.value, self.scale.value))
 
     def _on_drawn(self, change) -> None:
         """The browser tells of its first drawing: send it what it missed."""
@@ -182,7 +184,7 @@ class Explorer:
                 return
             self._drawn = True
             if self._missed:  # what is the same as before is not sent
-                axes = _axes(self.result, self.layer.value, self.scale.value)
+                axes = axis_ranges(self.result, self.layer.value, self.scale.value)
                 self.plot.plotly_update({"x": None, "y": None}, dict.fromkeys(axes))
             self._draw()
 
@@ -235,12 +237,12 @@ def _picture(result, layer: str, epoch: int, scale: str) -> go.Figure:
     """The figure in the state to be shown; empty while there is no result."""
     if result is None:
         return go.Figure(TRACES, LAYOUT)
-    arrays = _arrays(plots.frame(result, epoch, _tensor(layer)))
+    arrays = trace_arrays(plots.frame(result, epoch, _tensor(layer)))
     figure = go.Figure([trace | values for trace, values in zip(TRACES, arrays, strict=True)], LAYOUT)
-    return figure.update_layout(_axes(result, layer, scale))
+    return figure.update_layout(axis_ranges(result, layer, scale))
 
 
-def _arrays(f: Frame) -> list[dict[str, np.ndarray]]:
+def trace_arrays(f: Frame) -> list[dict[str, np.ndarray]]:
     """x and y of every trace at one epoch. Several curves in one trace are parted by nan."""
     side, free = f.limit, range(1, len(f.means))
     pieces = [_piece(f, j) for j in range(len(f.means))]
@@ -274,12 +276,12 @@ def _parted(pieces) -> np.ndarray:
     return np.concatenate([np.append(piece, np.nan) for piece in pieces])
 
 
-def _packed(values: np.ndarray) -> dict[str, str]:
+def packed(values: np.ndarray) -> dict[str, str]:
     """As plotly.js reads arrays out of JSON: four bytes a number."""
     return {"dtype": "f4", "bdata": base64.b64encode(np.asarray(values, "<f4").tobytes()).decode()}
 
 
-def _axes(result, layer: str, scale: str) -> dict[str, object]:
+def axis_ranges(result, layer: str, scale: str) -> dict[str, object]:
     """{property path: value} of the layout that depends on layer and scale, the same at every epoch."""
     f, highest = plots.frame(result, 0, _tensor(layer)), plots.top(result, _tensor(layer))
     log = {"type": "log", "range": [np.log10(f.floor), np.log10(2 * highest)], "tickmode": "linear", "dtick": 1}
@@ -302,23 +304,23 @@ def _facts(result, f: Frame) -> dict[str, str]:
         "weights in the spike": f"{f.spike_percent:.1f} %",
         "tau": f"{history['tau'][f.epoch]:.3g}",
     }
-    if result.sizes and f.epoch == last:
-        facts["quantised"] = f"{result.sizes.ratio:.1f} times smaller"
+    if result.compressed and f.epoch == last:
+        facts["file"] = f"{result.compressed.ratio:.1f} times smaller"
     return facts
 
 
-def _html(facts: dict[str, str]) -> str:
-    return _row([f"{name} <b>{value}</b>" for name, value in facts.items()], "role='status' aria-live='polite'")
+def readout(facts: dict[str, str]) -> str:
+    return html_row([f"{name} <b>{value}</b>" for name, value in facts.items()], "role='status' aria-live='polite'")
 
 
 def _key() -> str:
     """The legend; plotly's own would be drawn anew at every step."""
     line = "display: inline-block; width: 22px; vertical-align: middle; margin-right: 5px"
     items = [f"<span style='{line}; height: {h}px; background: {c}'></span>{name}" for name, (c, h) in KEY.items()]
-    return _row([*items, f"bands: \N{PLUS-MINUS SIGN}2{SIGMA}", "dashed: unchanged"])
+    return html_row([*items, f"bands: \N{PLUS-MINUS SIGN}2{SIGMA}", "dashed: unchanged"])
 
 
-def _row(items: list[str], attributes: str = "") -> str:
+def html_row(items: list[str], attributes: str = "") -> str:
     style = "display: flex; flex-wrap: wrap; gap: 0 1.6em; font-variant-numeric: tabular-nums"
     return f"<div {attributes} style='{style}'>{''.join(f'<span>{item}</span>' for item in items)}</div>"
 

@@ -9,7 +9,13 @@ from wsnotebook.plots.mixture import histogram as histogram
 from wsnotebook.plots.mixture import mixture_dynamics as mixture_dynamics
 from wsnotebook.plots.mixture import mixture_frame as mixture_frame
 from wsnotebook.plots.mixture import top as top
+from wsnotebook.plots.networks import file_sizes as file_sizes
 from wsnotebook.plots.networks import filters as filters
 from wsnotebook.plots.networks import front as front
 from wsnotebook.plots.networks import layer_sizes as layer_sizes
 from wsnotebook.plots.networks import training_curves as training_curves
+from wsnotebook.plots.tuning import ablation as ablation
+from wsnotebook.plots.tuning import pruning as pruning
+from wsnotebook.plots.tuning import saved_epochs as saved_epochs
+from wsnotebook.plots.tuning import trial_frame as trial_frame
+from wsnotebook.plots.tuning import trials as trials

@@ -81,7 +81,7 @@ def frame(result, epoch: int = -1, layer: str | None = None) -> Frame:
     limit = 1.04 * np.abs(trace).max()
     edges = np.linspace(-limit, limit, BINS + 1)
     counts, _ = np.histogram(trace[epoch], edges, weights=share)
-    means, sigmas, pis = _numbers(result.mixtures[epoch])
+    means, sigmas, pis = _numbers(_mixtures(result, layer)[epoch])
     width = edges[1] - edges[0]
     z = np.linspace(-5.5, 5.5, max(25, 600 // len(means)) | 1)
     grid = np.clip(np.unique(means[:, None] + (sigmas[:, None] + width / 11) * z), -limit, limit)
@@ -97,7 +97,7 @@ def top(result, layer: str | None = None) -> float:
     width = 2 * limit / BINS
     bins = np.minimum(((trace + limit) / width).astype(int), BINS - 1) + BINS * np.arange(len(trace))[:, None]
     tallest = np.bincount(bins.ravel(), np.tile(share, len(trace))).max()
-    for mixture in result.mixtures:
+    for mixture in _mixtures(result, layer):
         means, sigmas, pis = _numbers(mixture)
         tallest = max(tallest, share.sum() * _expected(means, sigmas, pis, means, width).sum(0).max())
     return tallest
@@ -110,6 +110,11 @@ def _chosen(result, layer: str | None) -> np.ndarray:
         raise ValueError(f"layer={layer!r}: the clustered tensors are {', '.join(names)} (or None for all)")
     index = result.sample_layer.numpy()
     return np.full(len(index), True) if layer is None else index == names.index(layer)
+
+
+def _mixtures(result, layer: str | None) -> tuple:
+    """The mixtures by epoch that a layer's weights come from: its own, or the one of all."""
+    return result.layer_mixtures.get(layer, result.mixtures)
 
 
 def _shares(result) -> np.ndarray:
@@ -133,13 +138,15 @@ def _expected(means, sigmas, pis, x, width) -> np.ndarray:
 
 
 @styled
-def mixture_dynamics(result) -> Figure:
+def mixture_dynamics(result, layer: str | None = None) -> Figure:
     """Every component's mean (line) and two standard deviations (band) over the epochs; strong is a large proportion.
 
-    The ticks on the right are the merged means that quantised weights take.
+    The ticks on the right are the merged means that quantised weights take. layer: whose mixture, when each tensor has
+    its own; None: the one of all.
     """
-    epochs = np.array(result.history["epoch"])
-    means, sigmas, pis = (np.stack(part) for part in zip(*map(_numbers, result.mixtures), strict=True))  # (epochs, J)
+    _chosen(result, layer)
+    mixtures, epochs = _mixtures(result, layer), np.array(result.history["epoch"])
+    means, sigmas, pis = (np.stack(part) for part in zip(*map(_numbers, mixtures), strict=True))  # (epochs, J)
     limit = 1.04 * float(result.trace.abs().max())
     figure = Figure(figsize=(7, 3.6))
     axes = figure.add_subplot(xlabel="epoch", ylabel="weight value", ylim=(-limit, limit))
@@ -156,14 +163,14 @@ def mixture_dynamics(result) -> Figure:
         axes.add_collection(
             LineCollection(segments, colors=shades, linewidths=0.6 + 1.6 * strength[1:, j], capstyle="round")
         )
-    merged = _numbers(result.mixture)[0]
+    merged = _numbers(mixtures[-1].merged(result.config.merge))[0]
     for mean in merged:
         place = {"transform": axes.get_yaxis_transform(), "clip_on": False}
         axes.plot([1.01, 1.03], [mean, mean], color=OTHER if mean else SPIKE, lw=2, **place)
     note = f"{len(merged)} values after merging"
     axes.text(1.045, 0.5, note, rotation=270, va="center", transform=axes.transAxes, fontsize=8, color=INK)
     axes.set_title(f"The components settle: spike {SIGMA} {sigmas[0, 0]:.3g} {ARROW} {sigmas[-1, 0]:.3g}")
-    figure.legend(handles=_key(lines=True, bands=True), loc="outside lower center", ncols=4)
+    figure.legend(handles=key_of(lines=True, bands=True), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -174,7 +181,7 @@ def before_after(result, epoch: int = -1, layer: str | None = None) -> Figure:
     figure = Figure(figsize=(6.2, 3.9), layout="compressed")
     _scatter(figure.add_subplot(), f)
     figure.suptitle(_heading(result, f, layer), x=0.01, ha="left")
-    figure.legend(handles=_key(f, points=True, bands=True), loc="outside right center")
+    figure.legend(handles=key_of(f, points=True, bands=True), loc="outside right center")
     return figure
 
 
@@ -184,10 +191,10 @@ def histogram(result, epoch: int = -1, layer: str | None = None) -> Figure:
     f = frame(result, epoch, layer)
     figure = Figure(figsize=(7, 3.4))
     for log, axes in enumerate(figure.subplots(1, 2)):
-        _bars(axes, f)
-        _counts_axes(axes, f, bool(log), top(result, layer))
+        bars(axes, f)
+        counts_axes(axes, f, bool(log), top(result, layer))
     figure.suptitle(_heading(result, f, layer), x=0.01, ha="left")
-    figure.legend(handles=_key(f, bars=True, lines=True), loc="outside lower center", ncols=4)
+    figure.legend(handles=key_of(f, bars=True, lines=True), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -197,11 +204,11 @@ def mixture_frame(result, epoch: int = -1, layer: str | None = None, log: bool =
     f = frame(result, epoch, layer)
     figure = Figure(figsize=(7, 3.7))
     left, right = figure.subplots(1, 2)
-    _bars(left, f)
-    _counts_axes(left, f, log, top(result, layer))
+    bars(left, f)
+    counts_axes(left, f, log, top(result, layer))
     _scatter(right, f)
     figure.suptitle(_heading(result, f, layer), x=0.01, ha="left")
-    figure.legend(handles=_key(f, bars=True, lines=True, bands=True), loc="outside lower center", ncols=4)
+    figure.legend(handles=key_of(f, bars=True, lines=True, bands=True), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -224,7 +231,7 @@ def animate(result, path: str | Path, fps: float = 5) -> Path:
             for axes in figure.axes:  # keep the axes, ticks and layout: they are the same, and cost most of the time
                 for artist in [*axes.lines, *axes.patches, *axes.collections]:
                     artist.remove()
-            _bars(left, f)
+            bars(left, f)
             _scatter(right, f)
             figure.texts[0].set_text(_heading(result, f))
             frames.append(_pixels(figure))
@@ -244,14 +251,14 @@ def _heading(result, f: Frame, layer: str | None = None) -> str:
     )
 
 
-def _bars(axes, f: Frame) -> None:
+def bars(axes, f: Frame) -> None:
     axes.stairs(f.counts, f.edges, fill=True, color=WEIGHTS, label="weights")
     axes.plot(f.grid, f.components.sum(0), color=INK, lw=1.1, label="mixture")
     for j in reversed(range(len(f.means))):
         axes.plot(f.grid, f.components[j], color=OTHER if j else SPIKE, lw=1.2, label=f"component {j}")
 
 
-def _counts_axes(axes, f: Frame, log: bool, highest: float) -> None:
+def counts_axes(axes, f: Frame, log: bool, highest: float) -> None:
     axes.set(xlabel="weight value", ylabel=f"weights in a bin of {f.width:.2g}", xlim=(-f.limit, f.limit))
     axes.set(yscale="log", ylim=(f.floor, 2 * highest)) if log else axes.set(ylim=(0, 1.05 * highest))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -283,7 +290,7 @@ def _pale(colour: str, opacity: float) -> np.ndarray:
     return 1 - opacity * (1 - np.array(to_rgb(colour)))
 
 
-def _key(f: Frame | None = None, bars=False, points=False, lines=False, bands=False) -> list:
+def key_of(f: Frame | None = None, bars=False, points=False, lines=False, bands=False) -> list:
     """Legend entries for what is drawn. They stand outside the axes, so they never cover data."""
     followed = f" ({len(f.after):,} of {round(f.share.sum()):,})" if f and len(f.after) < round(f.share.sum()) else ""
     band = f" ({PLUS_MINUS}2{SIGMA})" if bands else ""

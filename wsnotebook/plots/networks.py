@@ -141,20 +141,63 @@ def _images(state: Mapping, name: str, image_shape: tuple[int, int] | None, labe
 
 
 @styled
-def front(groups: Mapping[str, Sequence], reference: tuple[str, float], split: str) -> Figure:
-    """Error against compression ratio: {label: [(ratio, error in %), ...]}, a colour a label; lower right is better.
+def front(
+    groups: Mapping[str, Sequence],
+    reference: tuple[str, float],
+    split: str,
+    published: Mapping[str, tuple[float, float]] | None = None,
+    joined: bool = False,
+) -> Figure:
+    """Error against the file's ratio: {label: [(ratio, error in %), ...]}, a colour a label; lower right is better.
 
     reference: (label, error in %) of the network that nothing was taken from, drawn as a line. split: whose error.
+    published: {label: (ratio, error)} from the literature, hollow and named, for those ratios are counts and not files.
+    joined: the points of a group are one sweep, in order.
     """
-    figure = Figure(figsize=(7, 3.2))
+    published = published or {}
+    figure = Figure(figsize=(7, 3.4))
     axes = figure.subplots()
     colours = cycle(entry["color"] for entry in matplotlib.rcParams["axes.prop_cycle"])
     for (label, points), colour, marker in zip(groups.items(), colours, cycle("os^DvP"), strict=False):
         ratios, errors = zip(*points, strict=True)
-        axes.plot(ratios, errors, marker, ms=7, alpha=0.8, mec="white", label=label, color=colour)
+        look = {"marker": marker, "ms": 7, "mec": "white", "alpha": 0.8, "lw": 1, "ls": "-" if joined else ""}
+        axes.plot(ratios, errors, label=label, color=colour, **look)
     axes.axhline(reference[1], color=INK, lw=1, ls="--", label=f"{reference[0]} (ratio 1)")
-    axes.set(xlabel="compression ratio (32-bit weights over the paper's count)", ylabel=f"{split} error (%)")
-    axes.set_xlim(0, 1.1 * max(ratio for points in groups.values() for ratio, _ in points))
+    for label, (ratio, error) in published.items():
+        axes.plot(ratio, error, "o", ms=6, mfc="none", mec=INK)
+        axes.annotate(label, (ratio, error), (5, 4), textcoords="offset points", fontsize=8, color=INK)
+    if published:
+        axes.plot([], [], "o", ms=6, mfc="none", mec=INK, label="published (counted, no file)")
+    axes.set(xlabel="compression ratio (float32 bytes of all parameters over the file's)", ylabel=f"{split} error (%)")
+    ratios = [ratio for points in groups.values() for ratio, _ in points] + [ratio for ratio, _ in published.values()]
+    axes.set_xlim(0, 1.1 * max(ratios))
     axes.margins(y=0.15)
     figure.legend(loc="outside right center")
+    return figure
+
+
+BYTES = {  # of a compressed network: colour
+    "ids of the weights": "#56B4E9",
+    "codebooks": "#E69F00",
+    "biases and all else": "#009E73",
+    "header": "#CC79A7",
+}
+
+
+@styled
+def file_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
+    """One network stored in several ways, a bar each: {way: {part: bytes}}, the parts being those of BYTES."""
+    figure = Figure(figsize=(7, 1.2 + 0.32 * len(sizes)))
+    axes = figure.subplots()
+    start = np.zeros(len(sizes))
+    for part, colour in BYTES.items():
+        widths = np.array([parts.get(part, 0) for parts in sizes.values()])
+        axes.barh(list(sizes), widths, left=start, color=colour, label=part)
+        start = start + widths
+    for y, total in enumerate(start):
+        axes.text(total, y, f" {total:,.0f}", va="center", fontsize=8, color=INK)
+    axes.set(xlabel="bytes", xlim=(0, 1.12 * start.max()))
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
