@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from torch.distributions import Beta, Gamma
 
-from wsnotebook.methods import mixture_prior
+from wsnotebook.methods import mixture_passes
 from wsnotebook.methods.mixture_prior import (
     Mixture,
     MixturePrior,
@@ -19,9 +19,9 @@ PASSES = ["compiled", "blocked"]
 
 @pytest.fixture(params=PASSES)
 def one_pass(request, monkeypatch):
-    if request.param == "compiled" and not mixture_prior.COMPILED:
+    if request.param == "compiled" and not mixture_passes.COMPILED:
         pytest.skip("numba is not installed (extra `fast`)")
-    monkeypatch.setattr(mixture_prior, "COMPILED", request.param == "compiled")
+    monkeypatch.setattr(mixture_passes, "COMPILED", request.param == "compiled")
 
 
 def make_prior(components=5, late=False, gamma=(250.0, 0.1), gamma_zero=(5000.0, 2.0), **options):
@@ -225,8 +225,8 @@ def test_the_hyper_prior_of_pi_0_is_the_beta_density():
 @pytest.fixture
 def exactly(monkeypatch):
     """The numbers of weights that took the exact pass."""
-    counts, exact_pass = [], mixture_prior._exact_pass
-    monkeypatch.setattr(mixture_prior, "_exact_pass", lambda w, *rest: counts.append(len(w)) or exact_pass(w, *rest))
+    counts, exact_pass = [], mixture_passes.exact_pass
+    monkeypatch.setattr(mixture_passes, "exact_pass", lambda w, *rest: counts.append(len(w)) or exact_pass(w, *rest))
     return counts
 
 

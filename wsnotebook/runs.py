@@ -373,8 +373,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="wsnotebook", description="Run the numbered notebooks without a browser.")
-    commands = parser.add_subparsers(metavar="list | run | figures | refresh", required=True)
+    parser = _Parser(prog="wsnotebook", description="Run the numbered notebooks without a browser; compress networks.")
+    metavar = "list | run | figures | refresh | compress | decompress | inspect"
+    commands = parser.add_subparsers(dest="command", metavar=metavar, required=True)
 
     command = commands.add_parser("list", help="number, title and promise of every notebook")
     command.set_defaults(act=_list)
@@ -406,7 +407,37 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("refresh", help="run notebooks and commit-ready outputs into their files")
     command.set_defaults(act=_refresh)
     command.add_argument("notebooks", nargs="*", help="numbers or names; default: all")
+
+    command = commands.add_parser("compress", help="write a network as a small file that gives it back bit for bit")
+    command.set_defaults(act=_on_file)
+    command.add_argument("model", type=Path, help="a .safetensors file, or a .pt file with a state dict")
+    command.add_argument("-o", dest="out", type=Path, metavar="FILE", help="default: the model's name with .wsn")
+    command.add_argument("--levels", type=int, metavar="N", help="round weights first, to N even steps a tensor (odd)")
+    command.add_argument("--half", action="store_true", help="round what is not clustered (biases, ..) to float16")
+    command.add_argument("--mode", choices=("context", "huffman"), default="context", help="default: %(default)s")
+
+    command = commands.add_parser("decompress", help="write the tensors of a compressed file as .safetensors")
+    command.set_defaults(act=_on_file)
+    command.add_argument("file", type=Path)
+    command.add_argument("-o", dest="out", type=Path, metavar="FILE", help="default: its name with .safetensors")
+    _add_limit(command)
+
+    command = commands.add_parser("inspect", help="what the bytes of a compressed file are spent on")
+    command.set_defaults(act=_on_file)
+    command.add_argument("file", type=Path)
+    _add_limit(command)
     return parser
+
+
+def _add_limit(command: argparse.ArgumentParser) -> None:
+    text = "refuse a file whose tensors take more; default: %(default)s"
+    command.add_argument("--limit", type=int, default=1 << 28, metavar="BYTES", help=text)
+
+
+def _on_file(options: argparse.Namespace) -> int:
+    from wsnotebook import files
+
+    return getattr(files, options.command)(options)
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:

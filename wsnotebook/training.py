@@ -195,11 +195,10 @@ def load_kept(path: Path | None) -> dict | None:
         raise ValueError(f"{path}: not a readable kept state ({error}); delete this file to start again") from None
 
 
-def load_checkpoint(network: nn.Module, path: str | Path) -> None:
-    """Put the weights of a user's file into a network: .safetensors, or a state dict in .pt / .pth (never unpickled).
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a user's file: .safetensors, or a state dict in .pt / .pth (never unpickled).
 
-    Raises FileNotFoundError, or ValueError for a damaged file, another architecture or weights that are not finite; the
-    network is then as it was.
+    Raises FileNotFoundError, or ValueError for a damaged file or one that holds something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -215,6 +214,16 @@ def load_checkpoint(network: nn.Module, path: str | Path) -> None:
         raise ValueError(f"checkpoint {path}: not readable ({reason}); {expected}") from None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"checkpoint {path}: holds {type(state).__name__}, expected a state dict {{name: tensor}}")
+    return state
+
+
+def load_checkpoint(network: nn.Module, path: str | Path) -> None:
+    """Put the weights of a user's file, as `read_state` takes it, into a network.
+
+    Raises what `read_state` does, and ValueError for another architecture or weights that are not finite; the network
+    is then as it was.
+    """
+    state = read_state(path)
     wanted = network.state_dict()
     for name in [*wanted, *(state.keys() - wanted.keys())]:
         seen, expected = (tuple(part[name].shape) if name in part else "nothing" for part in (state, wanted))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from wsnotebook import networks
 from wsnotebook.layout import Layout
-from wsnotebook.methods import mixture_prior
+from wsnotebook.methods import mixture_passes
 from wsnotebook.methods.mixture_prior import MixturePrior
 
 BATCH, COMPONENTS, TAU = 128, 17, 0.05
@@ -171,7 +171,7 @@ def wrn(late: bool) -> None:
 def main() -> None:
     print(f"Retraining step, LeNet-300-100, J = {COMPONENTS}, batch {BATCH}, one thread (median CPU ms)")
     print(f"WRN: {WRN_WEIGHTS:,} weights, J = {WRN_COMPONENTS}; grid: tolerance {TOLERANCE:g}")
-    print(f"our passes: {'compiled (numba)' if mixture_prior.COMPILED else 'torch blocks (numba is not installed)'}")
+    print(f"our passes: {'compiled (numba)' if mixture_passes.COMPILED else 'torch blocks (numba is not installed)'}")
     print(f"{'phase':<12}{'part':<10}{'d x J autograd':>15}{'exact':>10}{'ratio':>8}{'grid':>10}{'ratio':>8}")
     for late in (False, True):
         lenet(late)

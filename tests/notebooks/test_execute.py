@@ -42,7 +42,8 @@ def test_it_runs_headless_and_saves_its_figures(path, cache, tmp_path, monkeypat
 
 
 def test_it_runs_as_committed_and_prints_what_it_shows(path, cache, tmp_path):
-    folders = {"WSNOTEBOOK_CACHE": str(cache), "WSNOTEBOOK_FIGURES": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    folders = {"WSNOTEBOOK_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    folders |= {"WSNOTEBOOK_FIGURES": str(tmp_path), "WSNOTEBOOK_RUNS": str(tmp_path / "runs")}
     options = [
         "--nbval-lax",
         "--nbval-current-env",

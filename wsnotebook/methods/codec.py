@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsnotebook.methods import ans, context_model, floats, header, huffman, levels
+from wsnotebook.methods import ans, floats, header, levels
 from wsnotebook.methods.accounting import ideal_bits
-from wsnotebook.methods.header import Codebook, CodecError, Entry, Source
+from wsnotebook.methods.header import CodecError, Entry, Source
+from wsnotebook.methods.streams import MODES, Reader, Writer, kept_bits
 
-MAGIC, VERSION, MODES = b"WS", 1, ("context", "huffman")
+MAGIC, VERSION = b"WS", 1
 LIMIT = 1 << 28  # bytes of all tensors together that `decode` makes unless told otherwise: 64 million float32 weights
 
 
@@ -50,40 +51,26 @@ def encode(
     if rest == "float16":
         tensors |= {name: _halved(name, tensor) for name, tensor in tensors.items() if name not in keys}
     books, book_of = levels.codebooks(keys, tensors)
-    coder, exponents, links = ans.Encoder(), {}, []
-    entries, integers, mantissas, codes = [], [], [np.zeros(0, np.uint8)], [np.zeros(0, np.int64)]
-
-    def put(patterns: np.ndarray, stored: torch.dtype) -> None:
-        mantissas.append(floats.lowest(patterns, _mantissa(stored, mode)))
-        if mode == "context":
-            exponents.setdefault(stored, floats.Exponents(stored)).transmit(coder, len(patterns), patterns)
-
+    writer, entries, links = Writer(mode), [], []
     for book in books:
-        put(levels.numbers(book), book.stored)
+        writer.numbers(levels.numbers(book), book.stored)
     for name, tensor in tensors.items():
         entry = Entry(name, tensor.dtype, tuple(tensor.shape), floats.narrowest(tensor), book_of.get(name, -1))
         if name in keys:
-            book = books[book_of[name]]
+            book = books[entry.codebook]
             ids = np.searchsorted(book.keys, keys[name]) - book.centre
-            if mode == "context":
-                entry, trial = _smallest(entry, book, ids, links)
-                coder.record.extend(trial.record)
-            else:
-                trials = [replace(entry, layout=layout) for layout in (0, 1)]
-                trials = [(e, huffman.encode(levels.matrix(ids, e), book.above, book.centre)) for e in trials]
-                entry, bits = min(trials, key=lambda trial: len(trial[1]))
-                codes.append(bits)
+            candidates = [replace(entry, layout=layout) for layout in levels.layouts(entry, ids, links, mode)]
+            frames = [(levels.frame(e, book, links), levels.matrix(ids, e)) for e in candidates]
+            entry = candidates[writer.levels(frames)]
             links.append(levels.link(ids, entry))
         elif tensor.dtype in floats.EXPONENTS:
-            put(floats.words(tensor.to(entry.stored)), entry.stored)
+            writer.numbers(floats.words(tensor.to(entry.stored)), entry.stored)
         else:
-            integers.append(tensor.contiguous().numpy().tobytes())
+            writer.others(tensor.contiguous().numpy().tobytes())
         entries.append(entry)
-    kept = np.packbits(np.concatenate(mantissas)).tobytes()
-    stream = coder.finish() if mode == "context" else np.packbits(np.concatenate(codes)).tobytes()
-    head, deflated = header.pack(entries, books), header.deflated(b"".join(integers))
-    parts = [header.varint(len(head)), header.varint(len(deflated)), head, deflated, kept, stream]
-    body = bytes([VERSION << 4 | MODES.index(mode)]) + b"".join(parts)
+    head, (integers, mantissas, stream) = header.pack(entries, books), writer.finish()
+    sizes = header.varint(len(head)) + header.varint(len(integers))
+    body = bytes([VERSION << 4 | MODES.index(mode)]) + sizes + head + integers + mantissas + stream
     return MAGIC + body[:1] + zlib.crc32(body).to_bytes(4, "little") + body[1:]
 
 
@@ -139,110 +126,64 @@ class _Decoded:
     """A file taken apart: header, tensors, and with a `record` the bits that each of them takes."""
 
     def __init__(self, data: bytes, limit: int, record: ans.Record | None = None):
-        self.data, self.record, self.bits = bytes(data), record, []
+        self.size, self.record = len(data), record
         try:
-            self._read(limit)
-        except (ValueError, UnicodeDecodeError) as error:
+            self._read(Source(bytes(data)), limit)
+        except ValueError as error:
             raise error if isinstance(error, CodecError) else CodecError(f"damaged file: {error}") from None
 
-    def _read(self, limit: int) -> None:
-        source = Source(self.data)
-        if source.take(2) != MAGIC:
-            raise CodecError(f"no file of wsnotebook: it begins with {self.data[:2]!r}, expected {MAGIC!r}")
+    def _read(self, source: Source, limit: int) -> None:
+        if (magic := source.take(2)) != MAGIC:
+            raise CodecError(f"no file of wsnotebook: it begins with {magic!r}, expected {MAGIC!r}")
         kind, checksum = source.take(1), int.from_bytes(source.take(4), "little")
-        if kind[0] >> 4 != VERSION or kind[0] & 15 >= len(MODES):
-            raise CodecError(f"version {kind[0] >> 4}, mode {kind[0] & 15}: this wsnotebook reads version {VERSION}")
-        if zlib.crc32(kind + self.data[source.at :]) != checksum:
-            raise CodecError(f"damaged file of {len(self.data)} bytes: the checksum differs")
-        self.mode = MODES[kind[0] & 15]
+        version, mode = kind[0] >> 4, kind[0] & 15
+        if version != VERSION or mode >= len(MODES):
+            raise CodecError(f"version {version}, mode {mode}: this wsnotebook reads version {VERSION}")
+        if zlib.crc32(kind + source.data[source.at :]) != checksum:
+            raise CodecError(f"damaged file of {self.size} bytes: the checksum differs")
+        self.mode = MODES[mode]
         sizes = source.number(), source.number()
         self.entries, books = header.unpack(source.take(sizes[0]))
-        total = sum(entry.size * entry.dtype.itemsize for entry in self.entries)
+        total = sum(entry.nbytes for entry in self.entries)
         if total > limit:
             raise CodecError(f"the tensors take {total} bytes, more than limit={limit}: raise it if you trust the file")
-        whole = [entry for entry in self.entries if entry.codebook < 0 and entry.dtype not in floats.EXPONENTS]
-        starts = [source.at]
-        deflated, size = source.take(sizes[1]), sum(entry.size * entry.dtype.itemsize for entry in whole)
-        integers = Source(header.inflated(deflated, size))
-        starts.append(source.at)
-        raw = [e for e in self.entries if e.codebook < 0 and e.dtype in floats.EXPONENTS]
-        widths = [b.count * _mantissa(b.stored, self.mode) for b in books]
-        widths += [e.size * _mantissa(e.stored, self.mode) for e in raw]
-        mantissas = np.unpackbits(np.frombuffer(source.take(-(-sum(widths) // 8)), np.uint8))
-        mantissas = iter(np.split(mantissas, np.cumsum(widths)))
-        starts.append(source.at)
-        self.ends = [*starts, len(self.data)]  # of header, integers, mantissas, stream
-        stream = source.take(source.left)
-        coder = ans.Decoder(stream, self.record) if self.mode == "context" else huffman.Bits(stream)
-        exponents, links = {}, []
-
-        def get(count: int, stored: torch.dtype) -> np.ndarray:
-            patterns = floats.from_lowest(next(mantissas), _mantissa(stored, self.mode))
-            if self.mode == "context":
-                patterns |= exponents.setdefault(stored, floats.Exponents(stored)).transmit(coder, count)
-            return floats.signed(patterns, stored)
-
-        self.books = [levels.with_numbers(book, get(book.count, book.stored)) for book in books]
-        self.state, self.marks = {}, [self._position(coder)]
+        self.ends = [source.at]  # of header, integers, mantissas, stream
+        plain = [entry for entry in self.entries if entry.codebook < 0]
+        integers = sum(entry.nbytes for entry in plain if entry.dtype not in floats.EXPONENTS)
+        integers = header.inflated(source.take(sizes[1]), integers)
+        self.ends.append(source.at)
+        counts = [(book.count, book.stored) for book in books]
+        counts += [(entry.size, entry.stored) for entry in plain if entry.dtype in floats.EXPONENTS]
+        mantissas = source.take(-(-sum(count * kept_bits(stored, self.mode) for count, stored in counts) // 8))
+        self.ends += [source.at, self.size]
+        reader = Reader(self.mode, integers, mantissas, source.take(source.left), self.record)
+        self.books = [levels.with_numbers(book, reader.numbers(book.count, book.stored)) for book in books]
+        self.state, self.marks, links = {}, [reader.position], []
         for entry in self.entries:
-            if entry.codebook >= 0:
-                values = self._coded(entry, coder, links)
-            elif entry.dtype in floats.EXPONENTS:
-                values = floats.from_words(get(entry.size, entry.stored), entry.stored).to(entry.dtype)
-            else:
-                taken = bytearray(integers.take(entry.size * entry.dtype.itemsize))
-                values = torch.frombuffer(taken, dtype=entry.dtype) if taken else torch.empty(0, dtype=entry.dtype)
-            self.state[entry.name] = values.reshape(entry.shape)
-            self.marks.append(self._position(coder))
-        if integers.left or not coder.ended:
-            raise CodecError("the file holds more than its tensors")
+            self.state[entry.name] = self._tensor(entry, reader, links).reshape(entry.shape)
+            self.marks.append(reader.position)
+        reader.finish()
 
-    def _coded(self, entry: Entry, coder, links: list[np.ndarray]) -> Tensor:
-        """A tensor with a codebook, flat."""
-        if not levels.fits(entry):
-            raise CodecError(f"{entry.name}: shape {entry.shape} in layout {entry.layout}, which has too many rows")
-        book = self.books[entry.codebook]
-        frame = levels.frame(entry, book, links)
-        if self.mode == "context":
-            matrix = context_model.transmit(coder, frame)
-        else:
-            matrix = huffman.decode(coder, frame.rows, frame.columns, book.above, book.centre)
-        ids = (matrix.T if entry.layout else matrix).reshape(-1)
-        links.append(levels.link(ids, entry))
-        return floats.from_words(floats.from_keys(book.keys, book.dtype)[ids + book.centre], book.dtype)
-
-    def _position(self, coder) -> int:
-        """How far the stream is decoded: in calls of the coder, or in bits."""
-        return coder.taken if self.mode == "huffman" else len(self.record.bits) if self.record else 0
+    def _tensor(self, entry: Entry, reader: Reader, links: list[np.ndarray]) -> Tensor:
+        """The entries of a tensor, flat."""
+        if entry.codebook >= 0:
+            book = self.books[entry.codebook]
+            ids = levels.flat(reader.levels(levels.frame(entry, book, links)), entry)
+            links.append(levels.link(ids, entry))
+            return floats.from_words(floats.from_keys(book.keys, book.dtype)[ids + book.centre], book.dtype)
+        if entry.dtype in floats.EXPONENTS:
+            return floats.from_words(reader.numbers(entry.size, entry.stored), entry.stored).to(entry.dtype)
+        data = bytearray(reader.others(entry.nbytes))
+        return torch.frombuffer(data, dtype=entry.dtype) if data else torch.empty(0, dtype=entry.dtype)
 
     def report(self) -> Report:
-        tensors = []
-        for entry, start, end in zip(self.entries, self.marks, self.marks[1:], strict=False):
-            tensor, coded = self.state[entry.name], entry.codebook >= 0
-            bits = end - start if self.mode == "huffman" else self.record.length(start, end)
-            if not coded:
-                kept = entry.dtype in floats.EXPONENTS
-                bits += entry.size * (_mantissa(entry.stored, self.mode) if kept else 8 * entry.dtype.itemsize)
-            tensors.append(
-                TensorReport(
-                    name=entry.name,
-                    dtype=str(entry.dtype).removeprefix("torch."),
-                    shape=entry.shape,
-                    nonzeros=int((tensor != 0).sum()),
-                    distinct=len(np.unique(floats.words(tensor))) if coded else 0,
-                    bits=float(bits),
-                    entropy=float(
-                        ideal_bits(floats.words(tensor)) if coded else 8 * entry.stored.itemsize * entry.size
-                    ),
-                )
-            )
-        header_, integers, mantissas, stream = (b - a for a, b in zip([0, *self.ends], self.ends, strict=False))
+        header_, integers, mantissas, stream = np.diff([0, *self.ends]).tolist()
         return Report(
             version=VERSION,
             mode=self.mode,
-            tensors=tuple(tensors),
+            tensors=tuple(map(self._report, self.entries, self.marks, self.marks[1:])),
             original=4 * sum(entry.size for entry in self.entries),
-            bytes=len(self.data),
+            bytes=self.size,
             header=header_,
             integers=integers,
             mantissas=mantissas,
@@ -250,8 +191,23 @@ class _Decoded:
             codebooks=sum(book.count for book in self.books),
         )
 
-
-# ---- parts ----
+    def _report(self, entry: Entry, start: int, end: int) -> TensorReport:
+        """What a tensor takes whose coded bits lie between two positions."""
+        tensor, coded = self.state[entry.name], entry.codebook >= 0
+        bits = end - start if self.mode == "huffman" else self.record.length(start, end)
+        if entry.dtype not in floats.EXPONENTS:
+            bits += 8 * entry.nbytes
+        elif not coded:
+            bits += entry.size * kept_bits(entry.stored, self.mode)
+        return TensorReport(
+            name=entry.name,
+            dtype=str(entry.dtype).removeprefix("torch."),
+            shape=entry.shape,
+            nonzeros=int((tensor != 0).sum()),
+            distinct=len(np.unique(floats.words(tensor))) if coded else 0,
+            bits=float(bits),
+            entropy=float(ideal_bits(floats.words(tensor)) if coded else 8 * entry.stored.itemsize * entry.size),
+        )
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:
@@ -272,18 +228,3 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
             f"{name}: {largest:.4g} does not fit float16, whose largest number is 65504; keep rest='float32'"
         )
     return rounded
-
-
-def _mantissa(stored: torch.dtype, mode: str) -> int:
-    """How many bits of a number of a tensor without codebook are kept as they are."""
-    return 8 * stored.itemsize - (1 + floats.EXPONENTS[stored] if mode == "context" else 0)
-
-
-def _smallest(entry: Entry, book: Codebook, ids: np.ndarray, links: list[np.ndarray]) -> tuple[Entry, ans.Encoder]:
-    """The entry with the layout that takes the fewest bits, and those."""
-    trials = []
-    for layout in levels.layouts(entry, ids, links):
-        trial, coder = replace(entry, layout=layout), ans.Encoder()
-        context_model.transmit(coder, levels.frame(trial, book, links), levels.matrix(ids, trial))
-        trials.append((coder.record.length(), trial, coder))
-    return min(trials, key=lambda trial: trial[0])[1:]

@@ -67,6 +67,10 @@ class Entry:
         return math.prod(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
     def outputs(self) -> int:
         return self.shape[0] if len(self.shape) > 1 else 1
 

@@ -127,6 +127,11 @@ def matrix(levels: np.ndarray, entry: Entry) -> np.ndarray:
     return np.ascontiguousarray(rows.T) if entry.layout else rows
 
 
+def flat(matrix: np.ndarray, entry: Entry) -> np.ndarray:
+    """The inverse of `matrix`."""
+    return (matrix.T if entry.layout else matrix).reshape(-1)
+
+
 def link(levels: np.ndarray, entry: Entry) -> np.ndarray:
     """How much leads to each output: bits of the number of its non-zeros. (outputs,)"""
     return np.frexp((levels.reshape(entry.outputs, -1) != 0).sum(1))[1]
@@ -135,36 +140,45 @@ def link(levels: np.ndarray, entry: Entry) -> np.ndarray:
 def frame(entry: Entry, book: Codebook, links: list[np.ndarray]) -> Frame:
     """The matrix of a tensor's levels, as the model sees it; links: `link` of every coded tensor before.
 
-    A link fits when the tensor has a multiple of as many inputs: the positions of a feature map are alike.
+    A link fits when the tensor has a multiple of as many inputs: the positions of a feature map are alike. Raises
+    CodecError when the layout does not fit.
     """
+    if not fits(entry):
+        raise CodecError(f"{entry.name}: shape {entry.shape} in layout {entry.layout}, which has too many rows")
     rows, columns = entry.outputs, entry.size // entry.outputs
-    inputs = entry.shape[1] if len(entry.shape) > 1 else columns
+    alike, width, height = _grid(entry, links)
+    if entry.layout == 0:
+        return Frame(rows, columns, book.above, book.centre, link_columns=alike)
+    width, height = (width, height) if entry.layout == 2 else (1, 1)
+    return Frame(columns, rows, book.above, book.centre, width, height, link_rows=alike)
+
+
+def _grid(entry: Entry, links: list[np.ndarray]) -> tuple[np.ndarray | None, int, int]:
+    """What is known of a tensor's inputs: the link (inputs,) that fits, and width and height of planes of them.
+
+    Planes are kernels, the feature maps that a link tells of, or images, which are square; width and height are 1 when
+    there seem to be none.
+    """
+    columns, kernel = entry.size // entry.outputs, entry.shape[2:]
+    inputs = columns // math.prod(kernel)
     fitting = next((link for link in reversed(links) if len(link) > 1 and inputs % len(link) == 0), None)
     positions = columns if fitting is None else columns // len(fitting)
-    repeated = None if fitting is None else np.repeat(fitting, positions)
-    if entry.layout == 0:
-        return Frame(rows, columns, book.above, book.centre, link_columns=repeated)
-    width, height = grid(entry.shape, positions) if entry.layout == 2 else (1, 1)
-    return Frame(columns, rows, book.above, book.centre, width, height, link_rows=repeated)
-
-
-def grid(shape: tuple[int, ...], positions: int) -> tuple[int, int]:
-    """Width and height of the planes that a tensor's inputs lie on: a kernel, or a square image; (1, 1) for none."""
-    if len(shape) > 2:
-        width, height = shape[-1], math.prod(shape[2:-1])
+    if kernel:
+        width, height = kernel[-1], math.prod(kernel[:-1])
     else:
-        three = math.isqrt(positions // 3) ** 2 * 3 == positions  # colours
-        width = height = math.isqrt(positions // 3 if three else positions)
-        if width * height * (3 if three else 1) != positions:
-            return 1, 1
-    return (width, height) if 2 <= width <= 64 and height <= 4096 else (1, 1)
+        plane = positions // 3 if math.isqrt(positions // 3) ** 2 * 3 == positions else positions  # colours
+        width = height = math.isqrt(plane) if math.isqrt(plane) ** 2 == plane else 1
+    if not (2 <= width <= 64 and height <= 4096):
+        width = height = 1
+    return None if fitting is None else np.repeat(fitting, positions), width, height
 
 
-def layouts(entry: Entry, levels: np.ndarray, links: list[np.ndarray]) -> list[int]:
-    """The layouts worth trying: that of a grid alone, where neighbours on it are alike; one, if the tensor is large."""
+def layouts(entry: Entry, levels: np.ndarray, links: list[np.ndarray], mode: str) -> list[int]:
+    """The layouts worth trying. In mode "context": the grid alone where neighbours are alike; one, if it takes long."""
     fitting = [layout for layout in (0, 1) if fits(replace(entry, layout=layout))]
-    width = frame(replace(entry, layout=2), Codebook(entry.dtype, entry.dtype, "list", 1, 0), links).width
-    if width > 1 and 1 in fitting:
+    if mode != "context":
+        return fitting
+    if 1 in fitting and (width := _grid(entry, links)[1]) > 1:
         mask = (levels != 0).reshape(entry.outputs, -1, width).astype(np.float32)
         both = mask[..., 1:].ravel(), mask[..., :-1].ravel()
         if all(side.any() and not side.all() for side in both) and np.corrcoef(*both)[0, 1] > 0.03:

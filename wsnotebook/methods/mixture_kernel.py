@@ -100,7 +100,7 @@ def moments(w, means, precisions, log_scales, gradient, sums):
 
 @njit(fastmath=FAST, cache=True)
 def nodes(x, radius, means, precisions, log_scales, terms, curve):
-    """Fill, at nodes x (G,), terms (J, G) with r_jk and curve (6, G) with the rows of `mixture_prior._torch_nodes`."""
+    """Fill, at nodes x (G,), terms (J, G) with r_jk and curve (6, G) with the rows of `mixture_passes._nodes`."""
     block, log_p, norm = np.empty((means.size, BLOCK), f32), np.empty(BLOCK, f32), np.empty(BLOCK, f32)
     v, grown, spread = np.empty(BLOCK, f32), np.empty(BLOCK, f32), f32(0.5) * radius * radius
     for start in range(0, x.size, BLOCK):
@@ -166,7 +166,7 @@ def interpolate(w, low, h, table, gradient, deposit):
 
 @njit(fastmath=FAST, cache=True)
 def node_sums(x, means, precisions, terms, slope, mass, tilt, sums):
-    """Add to sums (3, J) what `mixture_prior._torch_node_sums` returns."""
+    """Add to sums (3, J) what `mixture_passes._node_sums` returns."""
     for j in range(means.size):
         mean, precision, row = f64(means[j]), f64(precisions[j]), terms[j]
         n, m, v = 0.0, 0.0, 0.0
