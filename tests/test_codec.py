@@ -73,6 +73,7 @@ TENSORS = {
     "transposed": quantised((30, 60)).T,
     "tall": quantised((20_000, 2)),
     "wide": quantised((2, 20_000)),
+    "long": quantised((70_001,), density=0.01),
     "integers": torch.arange(-5, 6),
     "int32": torch.tensor([[2**31 - 1, -(2**31)]], dtype=torch.int32),
     "bytes": torch.arange(256).to(torch.uint8),
@@ -318,6 +319,7 @@ def test_sizes_are_checked_before_anything_of_that_size_exists():
         entry((4, 4), stored=torch.float64),
         entry((4, 4), stored=torch.int32),
         entry((1 << 17, 1), codebook=0),  # more rows than any encoder writes
+        entry((1, 1 << 17), codebook=0),  # more columns
     ):
         with pytest.raises(codec.CodecError):
             codec.decode(made_up([bad], [header.Codebook(torch.float32, torch.float32, "list", 1, 0)], bytes(99)))

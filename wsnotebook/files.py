@@ -1,8 +1,6 @@
 """Compressed networks on the command line: `wsnotebook compress | decompress | inspect`, built on `methods.codec`."""
 
 import argparse
-import pickle
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -10,11 +8,12 @@ from torch import Tensor
 
 from wsnotebook.datasets import replacing
 from wsnotebook.methods import codec
+from wsnotebook.training import read_state
 
 
 def compress(options: argparse.Namespace) -> int:
     """Write a network's compressed file, once it has been decoded again and found the same bit for bit."""
-    state = read(options.model)
+    state = read_state(options.model)
     if options.levels:
         state, error = rounded(state, options.levels)
         print(f"rounded weights to {options.levels} levels a tensor; the largest error is {error:.3g}")
@@ -61,21 +60,6 @@ def inspect(options: argparse.Namespace) -> int:
         f"{report.original:,} bytes at float32: {report.ratio:.1f} x"
     )
     return 0
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pt file that holds a state dict. Raises ValueError for others."""
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ValueError(f"{path}: expected a .safetensors file, or a .pt file that holds a state dict")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load(path.read_bytes())
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{path}: holds no state dict {{name: tensor}}; save network.state_dict() into it")
-    return state
 
 
 def rounded(state: dict[str, Tensor], levels: int) -> tuple[dict[str, Tensor], float]:

@@ -170,7 +170,8 @@ class _Decoded:
             book = self.books[entry.codebook]
             ids = levels.flat(reader.levels(levels.frame(entry, book, links)), entry)
             links.append(levels.link(ids, entry))
-            return floats.from_words(floats.from_keys(book.keys, book.dtype)[ids + book.centre], book.dtype)
+            values = floats.from_words(floats.from_keys(book.keys, book.dtype), book.dtype)
+            return values.index_select(0, torch.from_numpy(ids + book.centre).int())
         if entry.dtype in floats.EXPONENTS:
             return floats.from_words(reader.numbers(entry.size, entry.stored), entry.stored).to(entry.dtype)
         data = bytearray(reader.others(entry.nbytes))

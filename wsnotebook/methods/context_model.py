@@ -115,7 +115,7 @@ def transmit(coder, frame: Frame, levels: np.ndarray | None = None) -> np.ndarra
 
     coder.code(probabilities of a one, bits) returns the bits (n,); a decoder's ignores those that it is given.
     """
-    past = np.zeros((frame.rows + 1, frame.columns), np.int64)  # the last row stays zero
+    past = np.zeros((frame.rows + 1, frame.columns), np.int16)  # the last row stays zero
     if not frame.above + frame.below:  # one value: nothing to tell
         return past[:-1]
     mask, values, near = Mask(frame), Values(frame), Neighbours(frame)
@@ -123,8 +123,9 @@ def transmit(coder, frame: Frame, levels: np.ndarray | None = None) -> np.ndarra
         known = None if levels is None else levels[rows]
         near.look(past, rows, x, y, line)
         bits, expected = mask.code(coder, near, known)
-        past[rows] = values.code(coder, near, bits, known)
-        near.add(bits, expected, past[rows])
+        coded = values.code(coder, near, bits, known)
+        near.add(bits, expected, coded)
+        past[rows] = coded
     return past[:-1]
 
 

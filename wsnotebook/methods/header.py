@@ -11,7 +11,10 @@ from wsnotebook.methods import floats
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.int16)
 DTYPES += (torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128)  # a number in the file: only append
-LAYOUTS, KINDS = 3, ("list", "zero", "multiples")
+KINDS = ("list", "zero", "multiples")  # of codebooks
+OUTPUTS, INPUTS, GRID, FOLDED = LAYOUTS = range(
+    4
+)  # rows of levels: outputs; inputs; inputs on a grid; 4096 entries each
 MAX_LEVELS = 4096  # entries of a codebook
 MAX_HEADER = 1 << 24  # bytes
 # Names that deflate has seen before: part of the format.
@@ -60,7 +63,7 @@ class Entry:
     shape: tuple[int, ...]
     stored: torch.dtype  # of a tensor without codebook: the narrowest type that is exact
     codebook: int = -1  # -1: none
-    layout: int = 0  # of its levels: 0 rows are outputs; 1 rows are inputs; 2 ... that lie on a grid
+    layout: int = OUTPUTS  # of its levels
 
     @property
     def size(self) -> int:
@@ -82,7 +85,7 @@ def pack(entries: list[Entry], books: list[Codebook]) -> bytes:
         numbers += [3 * DTYPES.index(book.stored) + KINDS.index(book.kind), book.size, book.centre]
         numbers += [zigzag(book.first)] if book.kind == "multiples" else []
     for entry in entries:
-        kind = LAYOUTS * entry.codebook + entry.layout if entry.codebook >= 0 else DTYPES.index(entry.stored)
+        kind = len(LAYOUTS) * entry.codebook + entry.layout if entry.codebook >= 0 else DTYPES.index(entry.stored)
         numbers += [DTYPES.index(entry.dtype) + 16 * len(entry.shape), *entry.shape, 2 * kind + (entry.codebook >= 0)]
     names = b"".join(varint(len(name)) + name for name in (entry.name.encode() for entry in entries))
     return deflated(b"".join(map(varint, numbers)) + names)
@@ -106,7 +109,7 @@ def unpack(data: bytes) -> tuple[list[Entry], list[Codebook]]:
         storage = source.number()
         if math.prod(max(n, 1) for n in shape) >= 1 << 40:
             raise CodecError(f"a tensor of shape {shape}")
-        dtype, (number, layout) = _known(kind & 15), divmod(storage >> 1, LAYOUTS)
+        dtype, (number, layout) = _known(kind & 15), divmod(storage >> 1, len(LAYOUTS))
         if storage & 1 and (number >= count or dtype not in floats.EXPONENTS or 0 in shape):
             raise CodecError(f"a {dtype} tensor of shape {shape} with codebook {number} of {count}")
         stored = dtype if storage & 1 else _known(storage >> 1)

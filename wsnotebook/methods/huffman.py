@@ -41,7 +41,7 @@ def decode(bits: "Bits", rows: int, columns: int, above: int, below: int) -> np.
                 column += 1
             if column > columns:
                 raise ValueError(f"row {row} of a Huffman coded matrix runs over its {columns} columns")
-    levels = np.zeros(rows * columns, np.int64)
+    levels = np.zeros(rows * columns, np.int16)
     levels[places] = [bits.symbol(tables[1]) - below for _ in places]
     return levels.reshape(rows, columns)
 

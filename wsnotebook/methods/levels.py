@@ -10,7 +10,9 @@ from torch import Tensor
 
 from wsnotebook.methods import floats
 from wsnotebook.methods.context_model import Frame
-from wsnotebook.methods.header import MAX_LEVELS, Codebook, CodecError, Entry
+from wsnotebook.methods.header import FOLDED, GRID, INPUTS, MAX_LEVELS, OUTPUTS, Codebook, CodecError, Entry
+
+FOLD = 4096  # columns of a tensor that fits no other layout
 
 
 def clustered(tensors: dict[str, Tensor], names: Iterable[str] | None) -> dict[str, np.ndarray]:
@@ -123,13 +125,15 @@ def with_numbers(book: Codebook, patterns: np.ndarray) -> Codebook:
 
 def matrix(levels: np.ndarray, entry: Entry) -> np.ndarray:
     """Levels (n,) as rows and columns of the entry's layout."""
+    if entry.layout == FOLDED:
+        return np.pad(levels, (0, -len(levels) % FOLD)).reshape(-1, FOLD)
     rows = levels.reshape(entry.outputs, -1)
     return np.ascontiguousarray(rows.T) if entry.layout else rows
 
 
 def flat(matrix: np.ndarray, entry: Entry) -> np.ndarray:
     """The inverse of `matrix`."""
-    return (matrix.T if entry.layout else matrix).reshape(-1)
+    return (matrix.T if entry.layout in (INPUTS, GRID) else matrix).reshape(-1)[: entry.size]
 
 
 def link(levels: np.ndarray, entry: Entry) -> np.ndarray:
@@ -144,12 +148,16 @@ def frame(entry: Entry, book: Codebook, links: list[np.ndarray]) -> Frame:
     CodecError when the layout does not fit.
     """
     if not fits(entry):
-        raise CodecError(f"{entry.name}: shape {entry.shape} in layout {entry.layout}, which has too many rows")
+        raise CodecError(
+            f"{entry.name}: shape {entry.shape} in layout {entry.layout}, which has too many rows or columns"
+        )
+    if entry.layout == FOLDED:
+        return Frame(-(-entry.size // FOLD), FOLD, book.above, book.centre)
     rows, columns = entry.outputs, entry.size // entry.outputs
     alike, width, height = _grid(entry, links)
-    if entry.layout == 0:
+    if entry.layout == OUTPUTS:
         return Frame(rows, columns, book.above, book.centre, link_columns=alike)
-    width, height = (width, height) if entry.layout == 2 else (1, 1)
+    width, height = (width, height) if entry.layout == GRID else (1, 1)
     return Frame(columns, rows, book.above, book.centre, width, height, link_rows=alike)
 
 
@@ -175,18 +183,21 @@ def _grid(entry: Entry, links: list[np.ndarray]) -> tuple[np.ndarray | None, int
 
 def layouts(entry: Entry, levels: np.ndarray, links: list[np.ndarray], mode: str) -> list[int]:
     """The layouts worth trying. In mode "context": the grid alone where neighbours are alike; one, if it takes long."""
-    fitting = [layout for layout in (0, 1) if fits(replace(entry, layout=layout))]
+    fitting = [layout for layout in (OUTPUTS, INPUTS) if fits(replace(entry, layout=layout))] or [FOLDED]
     if mode != "context":
         return fitting
-    if 1 in fitting and (width := _grid(entry, links)[1]) > 1:
+    if INPUTS in fitting and (width := _grid(entry, links)[1]) > 1:
         mask = (levels != 0).reshape(entry.outputs, -1, width).astype(np.float32)
         both = mask[..., 1:].ravel(), mask[..., :-1].ravel()
         if all(side.any() and not side.all() for side in both) and np.corrcoef(*both)[0, 1] > 0.03:
-            return [2]
+            return [GRID]
     return fitting if len(levels) <= 1 << 18 else fitting[:1]
 
 
 def fits(entry: Entry) -> bool:
-    """Whether the layout has not too many rows: each takes its time."""
+    """Whether a layout has neither too many rows, which take time, nor too many columns, which take memory."""
+    if entry.layout == FOLDED:
+        return True
     rows, columns = entry.outputs, entry.size // entry.outputs
-    return rows <= 4096 + 4 * columns if entry.layout == 0 else columns <= 4096 + 4 * rows
+    rows, columns = (rows, columns) if entry.layout == OUTPUTS else (columns, rows)
+    return rows <= 4096 + 4 * columns and columns <= 1 << 16
