@@ -27,8 +27,8 @@ def results() -> str:
     return "\n".join(
         [
             *lines,
-            "Mean and half-width of a 95 % interval. *File*: bytes of all parameters at float32 over the bytes of a file",
-            "that decodes bit for bit, everything included. *Paper's count*: ideal code lengths of the weights alone. tau,",
+            "Mean and half-width of a 95 % interval. *File*: bytes of all parameters at float32 over those of a file",
+            "that decodes bit for bit, all included. *Paper's count*: ideal code lengths of the weights alone. tau,",
             "the rule and the baselines' sizes were chosen on validation. For lenet-300-100 the whole notebook took",
             f"{cost['cpu_seconds'] / 60:.1f} CPU-minutes.",
         ]

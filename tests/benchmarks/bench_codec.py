@@ -7,9 +7,10 @@ that soft weight-sharing leaves. Straightforward: one symbol after the other in 
 
 DeepCABAC (ISO/IEC 15938-17; nncodec 2.1.3) is compared when WSNOTEBOOK_NNCODEC names a Python that can import its
 extension: in an environment of its own, `pip install "numpy<2" pybind11 setuptools`, then `pip download --no-deps
---no-binary :all: --no-build-isolation nncodec==2.1.3`, unpack, `python setup.py build_ext --inplace`, and put its
-folder src/nncodec/extensions on the PYTHONPATH that this Python sees. Its best of unary lengths 1, 3, 6 and 10, with and without parameter
-optimisation and row-skip, one stream a tensor; it codes the same levels, and codebooks are left out on both sides.
+--no-binary :all: --no-build-isolation nncodec==2.1.3`, unpack, `python setup.py build_ext --inplace`, and put
+its src/nncodec/extensions on the PYTHONPATH that this Python sees. Its best of unary lengths 1, 3, 6 and 10, with and
+without parameter optimisation and row-skip, one stream a tensor; it codes the same levels, and codebooks are left out
+on both sides.
 """
 
 import argparse

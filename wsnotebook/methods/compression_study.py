@@ -101,7 +101,7 @@ PRESETS = {
         network="lenet-300-100",
         training=training.Config(epochs=20, batch=256, lr=2e-3, shift=1),
         config=replace(_OURS, tau=0.085),
-        target={"error": 1.85},
+        target={"error": 1.94},  # the paper's
         tries=4,
         seeds=5,
     ),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from wsnotebook.methods.context_model import ONE, Counts, squash
 
-EXPONENTS = {torch.float16: 5, torch.bfloat16: 8, torch.float32: 8, torch.float64: 11}  # bits of each type's exponent
+EXPONENTS = {torch.bfloat16: 8, torch.float16: 5, torch.float32: 8, torch.float64: 11}  # bits; fewest mantissa first
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 

@@ -12,11 +12,9 @@ from wsnotebook.methods import floats
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.int16)
 DTYPES += (torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128)  # a number in the file: only append
 KINDS = ("list", "zero", "multiples")  # of codebooks
-OUTPUTS, INPUTS, GRID, FOLDED = LAYOUTS = range(
-    4
-)  # rows of levels: outputs; inputs; inputs on a grid; 4096 entries each
+OUTPUTS, INPUTS, GRID, FOLDED = LAYOUTS = range(4)  # what the rows of levels are; folded: as long as we like
 MAX_LEVELS = 4096  # entries of a codebook
-MAX_HEADER = 1 << 24  # bytes
+MAX_HEADER = 1 << 22  # bytes
 # Names that deflate has seen before: part of the format.
 NAMES = "in_proj_weight out_proj.weight groups.0.0.bn1.num_batches_tracked bn2.running_var bn1.running_mean"
 NAMES += " shortcut.weight bn1.weight bn1.bias conv1.weight conv1.bias conv2.weight conv2.bias"
@@ -120,15 +118,17 @@ def unpack(data: bytes) -> tuple[list[Entry], list[Codebook]]:
         entries.append(Entry(name.decode(), *use))
     if source.left or len({entry.name for entry in entries}) < tensors:
         raise CodecError("the header has bytes too many, or two tensors of one name")
-    for i, book in enumerate(books):
-        users = {entry.dtype for entry in entries if entry.codebook == i}
-        if (
-            len(users) != 1
-            or book.stored not in floats.EXPONENTS
-            or book.stored.itemsize > (dtype := users.pop()).itemsize
-        ):
-            raise CodecError(f"codebook {i} of {count} is used by {len(users)} types of tensors, or of none that fits")
-        books[i] = replace(book, dtype=dtype)
+    users = [set() for _ in books]
+    for entry in entries:
+        if entry.codebook >= 0:
+            users[entry.codebook].add(entry.dtype)
+    for i, (book, dtypes) in enumerate(zip(books, users, strict=True)):
+        if len(dtypes) != 1:
+            raise CodecError(f"codebook {i} of {count} is used by {len(dtypes)} types of tensors")
+        books[i] = replace(book, dtype=dtypes.pop())
+        _check_stored(books[i].dtype, book.stored)
+        if book.kind == "multiples" and books[i].dtype is not torch.float32:
+            raise CodecError(f"multiples in {books[i].dtype}, expected float32")
     return entries, books
 
 
