@@ -56,7 +56,7 @@ class Config:
     trials: int = 30  # in all, those of earlier calls on the same storage included
     front: bool = False  # search for the front of ratio and drop instead of the best score
     allowance: float = 0.5  # drop that costs nothing in the score, percentage points
-    penalty: float = 25.0  # ... and what the square of a point beyond it costs
+    penalty: float = 250.0  # ... and what the square of a point beyond it costs, in units of the ratio
     sampler: str = "tpe"  # tpe | gp | nsga2 | random
     prune: bool = True  # end a trial that is worse than the median of earlier ones at its epoch
     every: int = 5  # epochs between two looks at a running trial; each costs an epoch of codebook training and a file
