@@ -18,6 +18,8 @@ def results() -> str:
     cost = json.loads((ROOT / "figures/laptop/costs.json").read_text(encoding="utf-8"))["01_soft_weight_sharing"]
     lines = []
     for network, place in NETWORKS.items():
+        if not (folder / place / "results.json").exists():
+            continue
         facts = json.loads((folder / place / "results.json").read_text(encoding="utf-8"))
         metrics, data = facts["metrics"], facts["dataset"]
         source = "official files" if data["official"] else "not the official files"

@@ -178,8 +178,7 @@ def front(
 
 BYTES = {  # of a compressed network: colour
     "ids of the weights": "#56B4E9",
-    "codebooks": "#E69F00",
-    "biases and all else": "#009E73",
+    "codebooks, biases and all else": "#E69F00",
     "header": "#CC79A7",
 }
 
