@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 KINDS = ("weight", "bias", "norm", "statistic")
+COUNTERS = r"num_batches_tracked$"  # to exclude: batch normalisation's integers, which say nothing of the function
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,31 @@ class Layout:
         return sum(self.sizes)
 
     def flatten(self, state: dict[str, Tensor]) -> Tensor:
-        """State dict -> (d,). Raises ValueError naming the first tensor that is missing or of another shape."""
+        """State dict -> (d,), or that of several networks, {name: (..., *shape)} -> (..., d).
+
+        Raises ValueError naming the first tensor that is missing or of another shape.
+        """
+        batch = None  # the leading axes, the same for all
         for name, shape in zip(self.names, self.shapes, strict=True):
             if name not in state:
                 raise ValueError(
                     f"state has no tensor {name!r}; it has {', '.join(state) or 'none'}: another architecture?"
                 )
-            if tuple(state[name].shape) != shape:
-                raise ValueError(f"{name}: shape {tuple(state[name].shape)}, expected {shape}: another architecture?")
-        return torch.cat([state[name].reshape(-1) for name in self.names])
+            seen = tuple(state[name].shape)
+            batch = seen[: len(seen) - len(shape)] if batch is None else batch
+            if seen != batch + shape:
+                raise ValueError(f"{name}: shape {seen}, expected {batch + shape}: another architecture?")
+        return torch.cat([state[name].reshape(*batch, -1) for name in self.names], -1)
 
-    def unflatten(self, row: Tensor) -> dict[str, Tensor]:
-        """(d,) -> {name: tensor}, views of the row. Raises ValueError when the length differs."""
-        if row.shape != (self.d,):
-            raise ValueError(f"row has shape {tuple(row.shape)}, the layout needs ({self.d},): another architecture?")
-        parts = row.split(self.sizes)
-        return {n: part.view(s) for n, part, s in zip(self.names, parts, self.shapes, strict=True)}
+    def unflatten(self, rows: Tensor) -> dict[str, Tensor]:
+        """(..., d) -> {name: (..., *shape)}, views of the rows. Raises ValueError when the length differs."""
+        if rows.shape[-1:] != (self.d,):
+            raise ValueError(
+                f"row has shape {tuple(rows.shape)}, the layout needs (..., {self.d}): another architecture?"
+            )
+        parts = rows.split(self.sizes, -1)
+        batch = tuple(rows.shape[:-1])
+        return {n: part.view(batch + s) for n, part, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def tensor_index(self) -> Tensor:
         """(d,) int64: for each place in the row, the position of its tensor in `names`."""

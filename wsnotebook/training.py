@@ -179,10 +179,15 @@ def augmented(x: Tensor, config) -> Tensor:
 def kept_path(kind: str, config, dataset: Dataset, network: nn.Module) -> Path:
     """Where a run's state is kept: one file for each (kind, config, data, starting weights, package version)."""
     digest = hashlib.sha256(f"{wsnotebook.__version__} {config!r} {dataset.name} {dataset.checksum}".encode())
-    digest.update(repr([len(dataset.train[1]), dataset.train[1][:256].tolist()]).encode())  # the split, too
+    digest.update(split_digest(dataset))
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return cache_folder() / "results" / f"{kind}-{digest.hexdigest()[:24]}.pt"
+
+
+def split_digest(dataset: Dataset) -> bytes:
+    """What tells two splits of the same data apart."""
+    return repr([len(dataset.train[1]), dataset.train[1][:256].tolist()]).encode()
 
 
 def load_kept(path: Path | None) -> dict | None:
@@ -196,7 +201,8 @@ def load_kept(path: Path | None) -> dict | None:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a user's file: .safetensors, or a state dict in .pt / .pth (never unpickled).
+    """The tensors of a user's file: .safetensors, or a state dict in .pt / .pth, also as an entry "state_dict" or
+    "model_state_dict" (never unpickled).
 
     Raises FileNotFoundError, or ValueError for a damaged file or one that holds something else.
     """
@@ -212,6 +218,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         reason = str(error).partition("\n")[0]
         expected = "expected .safetensors, or a state dict saved by torch.save"
         raise ValueError(f"checkpoint {path}: not readable ({reason}); {expected}") from None
+    for key in ("state_dict", "model_state_dict"):  # what training scripts wrap it in
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"checkpoint {path}: holds {type(state).__name__}, expected a state dict {{name: tensor}}")
     return state

@@ -1,0 +1,249 @@
+"""A zoo trained whole at once is the zoo trained one network at a time, however it is cut up or interrupted."""
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from wsnotebook import engines, networks, training, zoo
+from wsnotebook.layout import Layout
+
+FAST = zoo.Config(epochs=1, batch=100, lr=3e-3)
+
+
+def loop(network, x, y, rows, optimiser, lr, decay):
+    """The straightforward formulation: one PyTorch network, one step after another."""
+    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(optimiser)
+    options = {"lr": lr, "weight_decay": decay}
+    if make is None:
+        options |= {"momentum": 0.9, "nesterov": True}
+    steps = (make or torch.optim.SGD)(network.parameters(), **options)
+    network.train()
+    for batch in rows:
+        loss = F.cross_entropy(network(x[batch[batch >= 0]]), y[batch[batch >= 0]])
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+    return network
+
+
+@pytest.mark.parametrize("engine", ["stacked", "single"])
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["mlp-64-16-12-10", "cnn-tiny"])
+def test_an_engine_trains_each_network_as_a_plain_loop_does(digits, engine, optimiser, name):
+    x, y = digits.train
+    rows = torch.stack([torch.randperm(len(x))[:10] for _ in range(20)])
+    rows[-1, 6:] = -1
+    lr, decay = torch.tensor([1e-3, 1e-3, 3e-3]), torch.tensor([0.0, 0.01, 0.01])
+    if optimiser == "sgd":
+        lr = lr * 10
+    nets = [networks.build(name, seed=i) for i in range(3)]
+    layout = Layout.of(nets[0])
+    weights = torch.stack([layout.flatten(net.state_dict()) for net in nets])
+    settings = {"optimiser": optimiser, "lr": lr, "weight_decay": decay, "dropout": torch.zeros(3)}
+    trainer = engines.make(engine, networks.build(name), weights, seeds=torch.arange(3), **settings)
+    trainer.run(x, y, rows, torch.ones(20))
+    for i, net in enumerate(nets):
+        wanted = layout.flatten(loop(net, x, y, rows, optimiser, lr[i].item(), decay[i].item()).state_dict())
+        assert (trainer.weights[i] - wanted).abs().max() < 1e-4
+        accuracy, loss = trainer.score(*digits.test)
+        score = training.score(net, digits.test)
+        assert accuracy[i] == pytest.approx(100 - score.error, abs=0.5)
+        assert loss[i] == pytest.approx(score.loss, abs=1e-3)
+
+
+def test_stacked_dropout_does_not_depend_on_the_neighbours(digits):
+    x, y = digits.train
+    net = networks.build("cnn-tiny", dropout=0.3)
+    layout = Layout.of(net)
+    weights = torch.stack([layout.flatten(networks.build("cnn-tiny", seed=i).state_dict()) for i in range(4)])
+    rows = torch.arange(100).view(10, 10)
+
+    def run(which):
+        full = lambda value: torch.full((len(which),), value)  # noqa: E731
+        settings = {"optimiser": "adam", "lr": full(1e-3), "weight_decay": full(0.0), "dropout": full(0.3)}
+        trainer = engines.make("stacked", net, weights[which], seeds=torch.tensor(which), **settings)
+        trainer.run(x, y, rows, torch.ones(10))
+        return trainer.weights
+
+    assert (run([0, 1, 2, 3])[[1, 3]] - run([1, 3])).abs().max() < 1e-5
+    assert (run([0, 1])[0] - run([1, 0])[1]).abs().max() < 1e-5
+
+
+def test_dropout_keeps_the_expectation_and_drops_the_share():
+    drop = engines.stacked.Dropout(torch.tensor([0.0, 0.5]), torch.tensor([1, 2]))
+    factors = drop(200, (50,))
+    assert (factors[0] == 1).all()
+    assert abs((factors[1] == 0).float().mean() - 0.5) < 0.02
+    assert set(factors[1].unique().tolist()) == {0.0, 2.0}
+
+
+def test_a_plan_goes_through_the_grid_evenly():
+    config = zoo.Config(lr=(1e-3, 1e-2), init=("he", "xavier", "normal"), seed=5)
+    models = zoo.plan(config, 12)
+    pairs = [(m.lr, m.init) for m in models]
+    assert all(pairs.count(pair) == 2 for pair in pairs)
+    assert [m.seed for m in models] == list(range(5, 17))
+    assert zoo.plan(config, 5) == models[:5]
+
+
+def same(a, b):
+    assert torch.equal(a.weights, b.weights)
+    assert list(a.facts) == list(b.facts)
+    for name, values in a.facts.items():
+        assert np.array_equal(values, b.facts[name]), name
+
+
+@pytest.mark.parametrize("network", ["mlp-64-8-10", "cnn-tiny", "resnet-8"])
+def test_a_zoo_is_the_same_however_it_is_sharded(digits, tmp_path, network):
+    n = 3 if network == "resnet-8" else 40
+    config = zoo.Config(epochs=1, batch=200, lr=(1e-3, 3e-3), snapshots=(2,))
+    whole = zoo.train(network, digits, n, config, folder=tmp_path / "a", shard=64)
+    same(whole, zoo.train(network, digits, n, config, folder=tmp_path / "b", shard=1))
+    with ThreadPoolExecutor(1) as executor:
+        same(whole, zoo.train(network, digits, n, config, folder=tmp_path / "c", executor=executor))
+    assert whole.facts["step"].tolist() == [2, 6] * n
+
+
+def test_processes_train_the_same_zoo(digits, tmp_path):
+    one = zoo.train("mlp-64-8-10", digits, 20, FAST, folder=tmp_path / "a")
+    with ProcessPoolExecutor(2) as executor:
+        same(one, zoo.train("mlp-64-8-10", digits, 20, FAST, folder=tmp_path / "b", executor=executor))
+
+
+def test_facts_are_what_the_network_scores(digits, tmp_path):
+    config = zoo.Config(epochs=2, batch=100, activation=("relu", "tanh"), snapshots=(0, 3))
+    one = zoo.train("mlp-64-8-10", digits, 4, config, folder=tmp_path)
+    for i in range(len(one)):
+        for part in ("train", "validation", "test"):
+            score = training.score(one.module(i), getattr(digits, part))
+            assert one.facts[f"{part}_accuracy"][i] == pytest.approx(100 - score.error)
+            assert one.facts[f"{part}_loss"][i] == pytest.approx(score.loss, rel=1e-4)
+    started = one.filter(one.facts["step"] == 0)
+    first = networks.build("mlp-64-8-10", seed=int(started.facts["seed"][2]))
+    assert torch.equal(started.weights[2], one.layout.flatten(first.state_dict()))
+    assert np.allclose(one.facts["gap"], one.facts["train_accuracy"] - one.facts["test_accuracy"])
+
+
+def test_a_schedule_a_shift_and_a_longer_run_are_followed(digits, tmp_path):
+    plain = zoo.train("mlp-64-8-10", digits, 2, FAST, folder=tmp_path / "a")
+    for i, change in enumerate(({"schedule": "cosine"}, {"shift": 1}, {"epochs": 2}, {"dropout": 0.2})):
+        config = zoo.Config(**{"epochs": 1, "batch": 100, "lr": 3e-3} | change)
+        other = zoo.train("mlp-64-8-10", digits, 2, config, folder=tmp_path / str(i))
+        assert not torch.equal(plain.weights, other.weights)
+        assert other.weights.isfinite().all()
+
+
+KILLED = """
+import sys, torch
+from wsnotebook import datasets, zoo
+torch.set_num_threads(1)
+print("ready", flush=True)
+zoo.train("mlp-64-8-10", datasets.load("digits"), 96, zoo.Config(epochs=12, batch=20), folder=sys.argv[1])
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_equal(digits, tmp_path):
+    config, draw = zoo.Config(epochs=12, batch=20), random.Random(0)
+    wanted = zoo.train("mlp-64-8-10", digits, 96, config, folder=tmp_path / "whole")
+    for _ in range(5):
+        run = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / "killed"], stdout=subprocess.PIPE)
+        run.stdout.readline()
+        time.sleep(draw.uniform(0.2, 1.2))
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        run.stdout.close()
+    same(wanted, zoo.train("mlp-64-8-10", digits, 96, config, folder=tmp_path / "killed"))
+    assert sorted(path.suffix for path in (tmp_path / "killed").iterdir() if not path.name.startswith(".")) == [
+        ".safetensors"
+    ]
+
+
+def test_shards_that_are_there_are_not_trained_again(digits, tmp_path, monkeypatch):
+    calls, real = [], zoo.training._train_shard
+
+    def fail_at_the_second(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(zoo.training, "_train_shard", fail_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        zoo.train("mlp-64-8-10", digits, 48, FAST, folder=tmp_path / "a")
+    same(
+        zoo.train("mlp-64-8-10", digits, 48, FAST, folder=tmp_path / "a"),
+        zoo.train("mlp-64-8-10", digits, 48, FAST, folder=tmp_path / "b"),
+    )
+    assert len(calls) == 2 + 2 + 3
+
+
+def test_a_corrupt_shard_is_named_and_the_others_stay(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo.training, "concat", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        zoo.train("mlp-64-8-10", digits, 16, FAST, folder=tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "shard-16-0.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="shard-16-0"):
+        zoo.train("mlp-64-8-10", digits, 16, FAST, folder=tmp_path)
+    assert (tmp_path / "shard-16-0.safetensors").exists()
+
+
+def test_networks_that_diverge_are_left_out_and_named(digits, tmp_path):
+    config = zoo.Config(epochs=1, batch=100, optimiser="sgd", lr=(0.01, 1e30), activation="relu")
+    with pytest.warns(RuntimeWarning, match="2 of 4 networks diverged"):
+        one = zoo.train("mlp-64-8-10", digits, 4, config, folder=tmp_path)
+    assert set(one.facts["lr"].tolist()) == {0.01}
+
+
+def test_what_cannot_be_trained_is_said_before_any_work(digits, tmp_path):
+    def train(network="mlp-64-8-10", n=2, **config):
+        zoo.train(network, digits, n, zoo.Config(**config), folder=tmp_path / "none")
+
+    with pytest.raises(ValueError, match="n=0"):
+        train(n=0)
+    with pytest.raises(ValueError, match="optimiser='lion'"):
+        train(optimiser=("adam", "lion"))
+    with pytest.raises(ValueError, match="lr=-1"):
+        train(lr=-1)
+    with pytest.raises(ValueError, match="increasing steps"):
+        train(snapshots=(4, 2))
+    with pytest.raises(ValueError, match="after the last step"):
+        train(snapshots=(10_000,))
+    with pytest.raises(ValueError, match="activation='swish'"):
+        train(activation="swish")
+    with pytest.raises(ValueError, match="chosen for mlp"):
+        train("resnet-8", activation="relu")
+    with pytest.raises(ValueError, match="does not take"):
+        train("mlp-65-8-10")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", zoo.RECIPES)
+def test_a_recipe_names_what_exists(name):
+    recipe = zoo.recipe(name)
+    assert len(zoo.plan(recipe.config, recipe.n)) == recipe.n
+    model = zoo.plan(recipe.config, 1)[0]
+    assert isinstance(networks.build(recipe.network, activation=model.activation, dropout=model.dropout), nn.Module)
+
+
+def test_an_unknown_recipe_lists_the_known():
+    with pytest.raises(ValueError, match="mlp_mnist"):
+        zoo.recipe("mlp_mnst")
+
+
+def test_a_second_call_loads_what_the_cache_holds(digits, monkeypatch):
+    one = zoo.train("mlp-64-8-10", digits, 3, FAST)
+    monkeypatch.setattr(zoo.training, "_train_shard", None)
+    same(one, zoo.train("mlp-64-8-10", digits, 3, FAST))
+    assert math.isfinite(os.path.getsize(next(training.cache_folder().rglob("zoo.safetensors"))))

@@ -1,0 +1,33 @@
+"""Training and evaluating k networks of one architecture as one computation: the quickest engine that takes them.
+
+lanes (numba, extra `fast`): small CNNs, a network a SIMD lane. stacked (torch): flat Sequentials. single (torch): any
+module, one after another.
+"""
+
+import importlib.util
+
+from torch import Tensor, nn
+
+from wsnotebook.engines import stacked
+from wsnotebook.engines.trainers import SingleEngine, StackedEngine
+
+GROUP = 16  # networks of a computation: a lane each, and few enough for the caches
+
+
+def choose(network: nn.Module, device: str = "cpu") -> str:
+    """The quickest engine's name for a network: lanes, stacked or single. Without numba it is never lanes."""
+    if device == "cpu" and importlib.util.find_spec("numba"):
+        from wsnotebook.zoo import lanes
+
+        if lanes.supports(network) and any(isinstance(m, nn.Conv2d) for m in network):
+            return "lanes"
+    return "stacked" if stacked.supports(network) else "single"
+
+
+def make(name: str, network: nn.Module, weights: Tensor, **settings):
+    """The engine of this name over weights (k, d); settings as `StackedEngine` takes them."""
+    if name == "lanes":
+        from wsnotebook.zoo.lanes import LaneEngine
+
+        return LaneEngine(network, weights, **settings)
+    return {"stacked": StackedEngine, "single": SingleEngine}[name](network, weights, **settings)

@@ -1,0 +1,268 @@
+"""Training a zoo: the networks of a group are one computation, a shard of groups is one file, shards make the zoo.
+
+Which networks there are (`plan`) depends on the Config and n alone, and all of them see the minibatches in one order
+(that is what makes the first layer of a group one product). So shards can be trained in any order, by any process,
+and one that is on disk is not trained again.
+"""
+
+import hashlib
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Executor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import wsnotebook
+from wsnotebook import engines, networks
+from wsnotebook.datasets import Dataset, cache_folder
+from wsnotebook.layout import COUNTERS, Layout
+from wsnotebook.training import SCHEDULES, augmented, check_at_least, check_choice, epoch_randomness, split_digest
+from wsnotebook.zoo.value import Zoo, concat, load
+
+VARIED = ("optimiser", "lr", "weight_decay", "init", "activation", "dropout", "epochs")  # fields that take a tuple
+SCORED = 10_000  # training rows that a network's training accuracy is measured on
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the networks of a zoo are trained. A tuple in one of `VARIED` is a list of choices.
+
+    The networks go through the grid of all choices in a shuffled order, again and again: n networks of a grid of g
+    are n / g of each combination, and the first n of them when n < g.
+    """
+
+    epochs: int | tuple[int, ...] = 5  # passes over the training rows
+    batch: int = 64  # rows a step
+    optimiser: str | tuple[str, ...] = "adam"  # adam (L2 decay) | adamw (decoupled) | sgd (Nesterov momentum 0.9)
+    lr: float | tuple[float, ...] = 1e-3  # learning rate at the start
+    weight_decay: float | tuple[float, ...] = 0.0  # coefficient
+    schedule: str = "constant"  # constant | cosine (to 0) | step (x 0.1 at 50 % and 75 %)
+    init: str | tuple[str, ...] = "default"  # default | he | xavier | uniform | normal, as `networks.initialise`
+    activation: str | tuple[str, ...] | None = None  # relu | tanh | gelu | sigmoid; None: the network's own
+    dropout: float | tuple[float, ...] = 0.0  # probability
+    shift: int = 0  # random shifts of the images by up to so many pixels
+    flip: bool = False  # random horizontal flips
+    snapshots: tuple[int, ...] = ()  # steps after which every network is kept, besides the last
+    seed: int = 0  # network i starts from the seed `seed` + i; also of the minibatches' order
+
+    def __post_init__(self):
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_at_least(self, batch=1, shift=0, seed=0)
+        for field, choices in {"optimiser": ("adam", "adamw", "sgd"), "init": networks.INITS}.items():
+            for value in self.choices(field):
+                check_choice(field, value, choices)
+        for field, low in {"epochs": 0, "lr": 0, "weight_decay": 0, "dropout": 0}.items():
+            for value in self.choices(field):
+                if not isinstance(value, int | float) or not low <= value < math.inf:
+                    raise ValueError(f"zoo.Config: {field}={value!r}, expected a number >= {low}")
+        if list(self.snapshots) != sorted(set(self.snapshots)) or min(self.snapshots, default=0) < 0:
+            raise ValueError(f"zoo.Config: snapshots={self.snapshots}, expected increasing steps >= 0")
+
+    def choices(self, field: str) -> tuple:
+        """The values that a field takes over the zoo."""
+        value = getattr(self, field)
+        return value if isinstance(value, tuple) else (value,)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One network of a plan: its number, its seed, and its value of every field of `VARIED`."""
+
+    number: int
+    seed: int
+    optimiser: str
+    lr: float
+    weight_decay: float
+    init: str
+    activation: str | None
+    dropout: float
+    epochs: int
+
+
+def plan(config: Config, n: int) -> list[Model]:
+    """The n networks that a Config asks for."""
+    grid = list(itertools.product(*(config.choices(field) for field in VARIED)))
+    order = np.random.default_rng(config.seed).permutation(len(grid))
+    rows = (grid[order[i % len(grid)]] for i in range(n))
+    return [Model(i, config.seed + i, **dict(zip(VARIED, row, strict=True))) for i, row in enumerate(rows)]
+
+
+def train(
+    network: str,
+    dataset: Dataset,
+    n: int,
+    config: Config = Config(),
+    *,
+    folder: str | Path | None = None,
+    shard: int = engines.GROUP,
+    executor: Executor | None = None,
+) -> Zoo:
+    """Train n networks of this name (or package.module:function) on dataset.train; choose nothing.
+
+    folder: where shards and the zoo are kept; None is a place in the cache folder of this data and these settings.
+    The same call later loads the zoo, or goes on with the shards that are missing. shard: networks a file. executor:
+    trains the shards, each in one task.
+
+    Facts of a network: model (its number), step, epoch, seed, parent (-1: trained from scratch), the fields of
+    `VARIED`, accuracies in % and losses in nats of train (its first 10,000 rows), validation and test, and gap (train
+    minus test accuracy). Networks that diverged are left out with a RuntimeWarning. Raises ValueError for n < 1, a
+    network that does not take the data, a choice that it does not have, and a damaged shard.
+    """
+    if n < 1 or shard < 1:
+        raise ValueError(f"n={n}, shard={shard}: expected at least 1 network, and 1 in a shard")
+    models, steps = plan(config, n), math.ceil(len(dataset.train[0]) / config.batch)
+    for model in {(m.activation, m.dropout, m.init): m for m in models}.values():  # before any work: do they fit?
+        _build(network, dataset, model)
+    shortest = steps * min(config.choices("epochs"))
+    if config.snapshots and config.snapshots[-1] > shortest:
+        raise ValueError(f"snapshots: step {config.snapshots[-1]} is after the last step, {shortest}")
+    engine = engines.choose(_build(network, dataset, models[0]), dataset.train[0].device.type)
+    folder = Path(folder) if folder else _folder(network, dataset, n, config, engine)
+    whole = folder / "zoo.safetensors"
+    if whole.exists():
+        return load(whole)
+
+    size = 1 if engine == "single" else engines.GROUP
+    groups = list(_groups(models, size))
+    per_shard = max(1, shard // size)
+    shards = [groups[i : i + per_shard] for i in range(0, len(groups), per_shard)]
+    paths = [folder / f"shard-{per_shard * size}-{i}.safetensors" for i in range(len(shards))]
+    missing = [(part, path) for part, path in zip(shards, paths, strict=True) if not path.exists()]
+    with tqdm(total=n, desc=f"training {n} x {network} ({engine})", unit="network", leave=False) as progress:
+        progress.update(n - sum(len(group) for part, _ in missing for group in part))
+        if executor is None:
+            for part, path in missing:
+                _train_shard(network, dataset, config, engine, part, path, progress)
+        else:
+            tasks = {
+                executor.submit(_train_shard, network, dataset, config, engine, part, path): part
+                for part, path in missing
+            }
+            for task in as_completed(tasks):
+                task.result()
+                progress.update(sum(map(len, tasks[task])))
+    zoo = concat([load(path) for path in paths])
+    zoo = zoo.filter(np.lexsort((zoo.facts["step"], zoo.facts["model"])))
+    if lost := sorted(set(range(n)) - set(zoo.facts["model"].tolist())):
+        warnings.warn(f"{len(lost)} of {n} networks diverged and are left out: {lost}", RuntimeWarning, stacklevel=2)
+    zoo.save(whole)
+    for path in paths:
+        path.unlink()
+    return load(whole)
+
+
+def _folder(network: str, dataset: Dataset, n: int, config: Config, engine: str) -> Path:
+    text = f"{wsnotebook.__version__} {network} {dataset.name} {dataset.checksum} {n} {config!r} {engine}"
+    digest = hashlib.sha256(text.encode() + split_digest(dataset))
+    return cache_folder() / "zoos" / f"{network.replace(':', '.')}-{digest.hexdigest()[:16]}"
+
+
+def _build(network: str, dataset: Dataset, model: Model) -> torch.nn.Module:
+    options = {"activation": model.activation, "dropout": model.dropout, "init": model.init}
+    return networks.build_for(dataset, network, seed=model.seed, **options)
+
+
+def _groups(models: list[Model], size: int) -> Iterator[list[Model]]:
+    """Groups of at most `size` networks that share what a computation shares, equal settings side by side."""
+
+    def shared(model: Model) -> tuple:
+        return model.epochs, model.optimiser, str(model.activation), model.dropout > 0
+
+    ordered = sorted(models, key=lambda m: (*shared(m), m.lr, m.weight_decay, m.number))
+    for _, alike in itertools.groupby(ordered, shared):
+        alike = list(alike)
+        yield from (alike[i : i + size] for i in range(0, len(alike), size))
+
+
+def _train_shard(
+    network: str, dataset: Dataset, config: Config, engine: str, groups: list[list[Model]], path: Path, progress=None
+) -> None:
+    """Train these groups and write their zoo to `path`."""
+    if progress is None:
+        torch.set_num_threads(1)  # a worker process: the cores are shared
+    parts = []
+    for group in groups:
+        parts.append(_train_group(network, dataset, config, engine, group))
+        if progress is not None:
+            progress.update(len(group))
+    concat(parts).save(path)
+
+
+def _train_group(network: str, dataset: Dataset, config: Config, engine: str, models: list[Model]) -> Zoo:
+    """The zoo of these networks and their snapshots, without those that are not finite."""
+    (x, y), first = dataset.train, models[0]
+    template = _build(network, dataset, first)
+    layout = Layout.of(template, exclude=COUNTERS)
+    start = torch.stack([layout.flatten(_build(network, dataset, model).state_dict()) for model in models])
+    column = lambda field: torch.tensor([getattr(m, field) for m in models], device=x.device)  # noqa: E731
+    trainer = engines.make(
+        engine,
+        template,
+        start,
+        optimiser=first.optimiser,
+        lr=column("lr"),
+        weight_decay=column("weight_decay").float(),
+        dropout=column("dropout").float(),
+        seeds=column("seed"),
+    )
+    per_epoch = math.ceil(len(x) / config.batch)
+    last, rows, facts = first.epochs * per_epoch, [], []
+    for step, (images, batches) in _segments(x, config, first.epochs, last):
+        if batches is not None:
+            scale = [SCHEDULES[config.schedule](t / last) for t in range(step - len(batches), step)]
+            trainer.run(images, y, batches, torch.tensor(scale))
+        if step in config.snapshots or step == last:
+            rows.append(trainer.weights)
+            facts.append(_facts(models, trainer, dataset, step, step / per_epoch))
+    weights = torch.cat(rows)
+    finite = weights.isfinite().all(1)
+    facts = {name: np.concatenate([part[name] for part in facts])[finite.cpu().numpy()] for name in facts[0]}
+    build = {"classes": len(dataset.classes), "channels": x.shape[1] if x.ndim == 4 else None}
+    provenance = {"build": build, "dataset": dataset.name, "checksum": dataset.checksum, "official": dataset.official}
+    provenance |= {"config": asdict(config), "engine": engine, "wsnotebook": wsnotebook.__version__}
+    return Zoo(weights[finite].cpu(), layout, facts, network, provenance)
+
+
+def _segments(x: Tensor, config: Config, epochs: int, last: int) -> Iterator[tuple[int, tuple]]:
+    """(step reached, (images, minibatches (steps, batch) on the way there)), -1 being no row.
+
+    It stops at every epoch's end and every snapshot.
+    """
+    yield 0, (x, None)
+    n, per_epoch = len(x), math.ceil(len(x) / config.batch)
+    for epoch in range(1, epochs + 1):
+        with epoch_randomness(config.seed, epoch, x.device):
+            order = torch.full((per_epoch * config.batch,), -1, device=x.device)
+            order[:n] = torch.randperm(n, device=x.device)
+            images = augmented(x, config)
+        batches, done = order.view(per_epoch, config.batch), (epoch - 1) * per_epoch
+        stops = {s - done for s in config.snapshots if done < s < done + per_epoch} | {per_epoch}
+        for a, b in itertools.pairwise(sorted(stops | {0})):
+            yield done + b, (images, batches[a:b])
+
+
+def _facts(models: list[Model], trainer, dataset: Dataset, step: int, epoch: float) -> dict[str, np.ndarray]:
+    """One entry a network for each fact."""
+    k = len(models)
+    facts = {
+        "model": np.array([m.number for m in models]),
+        "parent": np.full(k, -1),
+        "step": np.full(k, step),
+        "epoch": np.full(k, epoch),
+        "seed": np.array([m.seed for m in models]),
+    }
+    for field in VARIED:
+        if field != "activation" or models[0].activation is not None:
+            facts["epochs_in_all" if field == "epochs" else field] = np.array([getattr(m, field) for m in models])
+    for part in ("train", "validation", "test"):
+        x, y = getattr(dataset, part)
+        accuracy, loss = trainer.score(x[:SCORED], y[:SCORED]) if part == "train" else trainer.score(x, y)
+        facts |= {f"{part}_accuracy": accuracy.cpu().numpy(), f"{part}_loss": loss.cpu().numpy()}
+    return facts | {"gap": facts["train_accuracy"] - facts["test_accuracy"]}
