@@ -6,6 +6,7 @@ The files: `value` (Zoo, load, concat), `training` (train, Config, plan), `recip
 
 from wsnotebook.zoo.checkpoints import from_checkpoints as from_checkpoints
 from wsnotebook.zoo.recipes import RECIPES as RECIPES
+from wsnotebook.zoo.recipes import SCALES as SCALES
 from wsnotebook.zoo.recipes import Recipe as Recipe
 from wsnotebook.zoo.recipes import recipe as recipe
 from wsnotebook.zoo.training import VARIED as VARIED

@@ -81,10 +81,30 @@ RECIPES = {
             init=("default", "xavier"),
             activation=("relu", "tanh"),
             dropout=(0.0, 0.2),
+            snapshots=(0, 20, 50, 100, 250, 600, 1200),
         ),
     ),
     "resnet-8-digits": Recipe("digits", "resnet-8", 8, Config(epochs=5, batch=64)),
     "vit-digits": Recipe("digits", "vit-tiny", 16, Config(epochs=20, batch=64, optimiser="adamw")),
+}
+
+_SHORT = Config(
+    epochs=1,
+    batch=10,
+    optimiser=("adam", "sgd"),
+    lr=(3e-3, 1e-3),
+    weight_decay=(1e-3, 1e-4),
+    init=("default", "he", "xavier"),
+    activation=tuple(networks.ACTIVATIONS),
+    dropout=(0.0, 0.3),
+    snapshots=(0, 100, 250, 600, 1200, 2400),
+)
+RECIPES |= {"cnn-mnist-short": Recipe("mnist", "cnn-small", 192, _SHORT)}  # one epoch of the grid, on a laptop
+
+SCALES = {  # of notebook 03: (a zoo of many settings, a zoo of many seeds)
+    "quick": ("cnn-digits-settings", "mlp_digits"),
+    "laptop": ("cnn-mnist-short", "mlp_mnist"),
+    "paper": ("cnn-mnist-settings", "mlp_mnist"),
 }
 
 
