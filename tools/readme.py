@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {"lenet-300-100": "", "lenet-5-caffe": "lenet-5-caffe"}  # and the folder of its figures
 
 
-def results() -> str:
+def compression() -> str:
     """The text between README's result marks: notebook 01's table for each network, what it cost, and on what data."""
     folder = ROOT / "figures/laptop/01_soft_weight_sharing"
     cost = json.loads((ROOT / "figures/laptop/costs.json").read_text(encoding="utf-8"))["01_soft_weight_sharing"]
@@ -37,10 +37,39 @@ def results() -> str:
     )
 
 
+def zoos() -> str:
+    """The text between README's zoo marks: notebook 03's lines between networks and its controls."""
+    lines, controls = (
+        json.loads((ROOT / f"figures/laptop/03_model_zoos/{name}.json").read_text(encoding="utf-8"))
+        for name in ("barriers", "novelty")
+    )
+    setting = f"{len(controls['metrics']['accuracy'])} networks on {lines['dataset']['name']}, one zoo"
+    rows = [f"**Straight lines between networks** ({setting})", ""]
+    rows += ["| | accuracy at the midpoint (%) | barrier (nats) |", "|---|---:|---:|"]
+    for name, middle in lines["metrics"]["midpoint_accuracy"].items():
+        (mid, mid_half), (wall, wall_half) = map(
+            evaluation.interval, (middle, lines["metrics"]["barrier_nats"][name])
+        )
+        rows.append(f"| {name} | {mid:.1f} ± {mid_half:.1f} | {wall:.2f} ± {wall_half:.2f} |")
+    columns = controls["metrics"]["columns"]
+    rows += ["", "**Networks made without learning**, the controls of every generator", ""]
+    rows += [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for name, (accuracy, near, other, overlap, joint) in controls["metrics"]["rows"].items():
+        rows.append(f"| {name} | {accuracy:.2f} | {near:.2f} | {other:.2f} | {overlap:.2f} | {joint:.0f} |")
+    return "\n".join(rows)
+
+
+SECTIONS = {"results": compression, "zoo results": zoos}  # by their marks in README
+
+
 def written(readme: str) -> str:
     """README with the text between its marks brought up to date."""
-    marks = r"(<!-- results -->\n).*?(<!-- end of results -->)"
-    return re.sub(marks, lambda found: found[1] + results() + "\n" + found[2], readme, flags=re.DOTALL)
+    for mark, section in SECTIONS.items():
+        marks = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
+        readme = re.sub(
+            marks, lambda found, section=section: found[1] + section() + "\n" + found[2], readme, flags=re.DOTALL
+        )
+    return readme
 
 
 if __name__ == "__main__":
