@@ -37,13 +37,19 @@ def loop(network, x, y, rows, optimiser, lr, decay):
     return network
 
 
-@pytest.mark.parametrize("engine", ["stacked", "single"])
+@pytest.mark.parametrize("order", ["shared", "own"])
+@pytest.mark.parametrize("engine", ["stacked", "single", "lanes"])
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("name", ["mlp-64-16-12-10", "cnn-tiny"])
-def test_an_engine_trains_each_network_as_a_plain_loop_does(digits, engine, optimiser, name):
+def test_an_engine_trains_each_network_as_a_plain_loop_does(digits, engine, optimiser, name, order):
+    if engine == "lanes":
+        pytest.importorskip("numba")
+        if name.startswith("mlp"):
+            pytest.skip("MLPs are quicker stacked")
     x, y = digits.train
-    rows = torch.stack([torch.randperm(len(x))[:10] for _ in range(20)])
-    rows[-1, 6:] = -1
+    rows = torch.randint(len(x), (3, 20, 10), generator=torch.Generator().manual_seed(0))  # (k, steps, batch)
+    rows[:, -1, 6:] = -1
+    rows = rows if order == "own" else rows[0]
     lr, decay = torch.tensor([1e-3, 1e-3, 3e-3]), torch.tensor([0.0, 0.01, 0.01])
     if optimiser == "sgd":
         lr = lr * 10
@@ -54,7 +60,8 @@ def test_an_engine_trains_each_network_as_a_plain_loop_does(digits, engine, opti
     trainer = engines.make(engine, networks.build(name), weights, seeds=torch.arange(3), **settings)
     trainer.run(x, y, rows, torch.ones(20))
     for i, net in enumerate(nets):
-        wanted = layout.flatten(loop(net, x, y, rows, optimiser, lr[i].item(), decay[i].item()).state_dict())
+        own = rows[i] if order == "own" else rows
+        wanted = layout.flatten(loop(net, x, y, own, optimiser, lr[i].item(), decay[i].item()).state_dict())
         assert (trainer.weights[i] - wanted).abs().max() < 1e-4
         accuracy, loss = trainer.score(*digits.test)
         score = training.score(net, digits.test)

@@ -341,35 +341,32 @@ def _gather(images, row, out):
 
 @njit(cache=True, error_model="numpy")
 def train(net, m, v, optimiser, lr, decay, dropout, seeds, images, labels, rows, scale, step, losses):
-    """Train every model for len(rows) steps after `step` earlier ones; adds each step's mean loss to losses (k,).
+    """Train every model for some steps after `step` earlier ones; adds each step's mean loss to losses (k,).
 
-    net: as `lanes` builds it; images (n, channels, pixels), labels (n,).
+    net: as `lanes` builds it; images (n, channels, pixels), labels (n,); rows (1 or k, steps, batch), -1 for none.
     """
     last, models = net.layers[net.layers.size - 1], len(net.weights)
     z, e = net.a[last.target :][: last.channels], net.g[last.target :][: last.channels]
     gradient = np.zeros(net.weights.shape[1], f32)
-    batch = np.empty((rows.shape[1], images.shape[1] * images.shape[2]), f32)
-    wanted = np.empty(rows.shape[1], np.int64)
-    for s in range(len(rows)):
-        n = 0
-        for row in rows[s]:
-            if row >= 0:
-                _gather(images, row, batch[n])
-                wanted[n] = labels[row]
-                n += 1
-        for model in range(models):
+    image = np.empty(images.shape[1] * images.shape[2], f32)
+    for model in range(models):
+        own = rows[min(model, len(rows) - 1)]  # (steps, batch)
+        for s in range(len(own)):
             gradient[:] = f32(0)
-            loss = 0.0
+            loss, i, n = 0.0, 0, (own[s] >= 0).sum()
             key = _mix(_mix(u64(seeds[model])) + u64(step + s))
-            for i in range(n):
-                _forward(net, model, batch[i], dropout[model], _mix(key + u64(i)))
-                loss += _loss(z, wanted[i], e, n)
-                _backward(net, model, gradient)
+            for row in own[s]:
+                if row >= 0:
+                    _gather(images, row, image)
+                    _forward(net, model, image, dropout[model], _mix(key + u64(i)))
+                    loss += _loss(z, labels[row], e, n)
+                    _backward(net, model, gradient)
+                    i += 1
             losses[model] += loss / n
-            row, rate = net.weights[model], lr[model] * scale[s]
-            _update(optimiser, row, m[model], v[model], gradient, rate, decay[model], step + s + 1)
-            for i in range(net.order.size):
-                net.kernels[model, i] = row[net.order[i]]
+            weights, rate = net.weights[model], lr[model] * scale[s]
+            _update(optimiser, weights, m[model], v[model], gradient, rate, decay[model], step + s + 1)
+            for j in range(net.order.size):
+                net.kernels[model, j] = weights[net.order[j]]
 
 
 @njit(cache=True, error_model="numpy")

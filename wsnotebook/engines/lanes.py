@@ -216,26 +216,30 @@ class LaneEngine:
         return torch.from_numpy(self.net.weights.take(self.place, 1))
 
     def run(self, x: Tensor, y: Tensor, rows: Tensor, lr_scale: Tensor) -> Tensor:
-        """Train len(rows) steps; returns each model's mean training loss over them (k,), nats, float64.
+        """Train some steps; returns each model's mean training loss over them (k,), nats, float64.
 
-        x (n, c, h, w), y (n,) int64; rows (steps, batch) int64 of both, for every model, -1 for none; lr_scale
-        (steps,) multiplies lr.
+        x (n, c, h, w), y (n,) int64; rows (steps, batch) int64 of both for all models, or (k, steps, batch), -1 for
+        none; lr_scale (steps,) multiplies lr.
         """
-        images, rows, labels = self._images(x), rows.numpy(), y.numpy()
+        images, labels = self._images(x), y.numpy()
+        rows = rows.view(-1, *rows.shape[-2:]).numpy()  # (1 or k, steps, batch)
         if rows.size and not (rows.min() >= -1 and rows.max() < min(len(x), len(y))):
             raise ValueError(f"rows: between {rows.min()} and {rows.max()}, expected -1 to {min(len(x), len(y)) - 1}")
-        if not (rows >= 0).any(1).all():
-            raise ValueError(f"rows: step {int((rows >= 0).any(1).argmin())} has none")
+        if len(rows) not in (1, len(self.start)):
+            raise ValueError(f"rows: for {len(rows)} models, expected one order for all or {len(self.start)}")
+        filled = (rows >= 0).any(2).all(0)
+        if not filled.all():
+            raise ValueError(f"rows: step {int(filled.argmin())} has none")
         classes = int(self.net.layers[-1]["channels"])
         if not (labels.min() >= 0 and labels.max() < classes):
             raise ValueError(f"y: labels {labels.min()} to {labels.max()}, the network has {classes} outputs")
         losses, rates = np.zeros(len(self.start)), lr_scale.double().numpy()
-        if rates.shape != (len(rows),):
-            raise ValueError(f"lr_scale: shape {rates.shape}, expected ({len(rows)},), one a step")
+        if rates.shape != (rows.shape[1],):
+            raise ValueError(f"lr_scale: shape {rates.shape}, expected ({rows.shape[1]},), one a step")
         constants = self.optimiser, self.lr, self.weight_decay, self.dropout, self.seeds
         kernels.train(self.net, self.m, self.v, *constants, images, labels, rows, rates, self.step, losses)
-        self.step += len(rows)
-        return torch.from_numpy(losses / len(rows))
+        self.step += rows.shape[1]
+        return torch.from_numpy(losses / rows.shape[1])
 
     def logits(self, x: Tensor) -> Tensor:
         """Images (n, c, h, w) -> (k, n, classes), without dropout."""

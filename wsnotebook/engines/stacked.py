@@ -23,17 +23,24 @@ def _supported(layer: nn.Module) -> bool:
     return type(layer) in LAYERS
 
 
-def forward(network: nn.Module, states: dict[str, Tensor], x: Tensor, dropout: "Dropout | None" = None) -> Tensor:
-    """Logits (k, b, classes) of k networks on the same rows x (b, ...).
+def forward(
+    network: nn.Module, states: dict[str, Tensor], x: Tensor, dropout: "Dropout | None" = None, own: bool = False
+) -> Tensor:
+    """Logits (k, b, classes) of k networks on the same rows x (b, ...); own: each on its own rows (k, b, ...).
 
     network: the template; its own weights are not used. states: {name: (k, *shape)}. dropout: draws the masks in
     training; None is evaluation mode.
     """
     if not supports(network):
         return torch.func.vmap(
-            lambda state: torch.func.functional_call(network, state, (x,)), randomness="error", chunk_size=64
-        )(states)
-    k, h, shared, images = len(next(iter(states.values()))), x, True, x.ndim == 4  # shared: h is the same for all
+            lambda state, x: torch.func.functional_call(network, state, (x,)),
+            in_dims=(0, 0 if own else None),
+            chunk_size=64,
+        )(states, x)
+    k, h, shared = len(next(iter(states.values()))), x, not own  # shared: h is the same for all
+    images = x.ndim == (5 if own else 4)
+    if images and own:
+        h = x.transpose(0, 1).flatten(1, 2)  # (b, k channels, h, w)
     if images:
         h = h.to(memory_format=torch.channels_last)  # three times quicker than the default for many channels
     for name, layer in network.named_children():
@@ -61,7 +68,7 @@ def forward(network: nn.Module, states: dict[str, Tensor], x: Tensor, dropout: "
                 h = h[:, None] if shared else h.unflatten(1, (k, -1))  # (b, 1 or k, channels, h, w)
                 h, shared = (h * dropout(len(h), h.shape[2:]).transpose(0, 1)).flatten(1, 2), False
             elif dropout is not None:
-                h, shared = h * dropout(len(x), h.shape[-1:]), False
+                h, shared = h * dropout(h.shape[-2], h.shape[-1:]), False
         else:
             h = layer(h)
     return h

@@ -34,7 +34,7 @@ class StackedEngine:
             raise ValueError(f"{type(network).__name__} cannot be stacked: expected a flat Sequential of known layers")
         self.network, self.layout = network, Layout.of(network)
         self.states = {n: t.clone().requires_grad_() for n, t in self.layout.unflatten(weights).items()}
-        self.dropout = stacked.Dropout(dropout, seeds) if dropout.any() else None
+        self.dropout, self.seeds = stacked.Dropout(dropout, seeds) if dropout.any() else None, seeds
         alike = torch.stack([lr, weight_decay], 1)  # neighbours with the same settings are one block of the optimiser
         starts = [0, *(torch.flatten((alike[1:] != alike[:-1]).any(1).nonzero()) + 1).tolist(), len(lr)]
         self.blocks = list(zip(starts, starts[1:], strict=False))
@@ -49,14 +49,17 @@ class StackedEngine:
         self.optimiser = make_optimiser(optimiser, groups)
 
     def run(self, x: Tensor, y: Tensor, rows: Tensor, lr_scale: Tensor) -> Tensor:
-        """Train on the minibatches `rows` (steps, batch) of x (n, ...) and y (n,); -1 is no row.
+        """Train on the minibatches `rows` of x (n, ...) and y (n,); returns each network's mean loss, nats (k,).
 
-        lr_scale (steps,) multiplies the learning rates. Returns every network's mean training loss, nats (k,).
+        rows (steps, batch), or each network's own (k, steps, batch); -1 is no row, in the same places for all.
+        lr_scale (steps,) multiplies the learning rates.
         """
-        total, states = torch.zeros(len(self.weights), device=x.device), list(self.states.values())
-        for batch, scale in zip(rows, lr_scale.tolist(), strict=True):
-            batch = batch[batch >= 0]
-            logits = stacked.forward(self.network, self.states, x[batch], self.dropout)  # (k, b, classes)
+        total, states, own = torch.zeros(len(self.seeds), device=x.device), list(self.states.values()), rows.ndim == 3
+        if isinstance(self.network[0], nn.Flatten):
+            x = x.flatten(1)
+        for batch, scale in zip(rows.unbind(-2), lr_scale.tolist(), strict=True):
+            batch = batch[..., (batch >= 0).view(-1, batch.shape[-1])[0]]  # (b,) or (k, b): the last one is shorter
+            logits = stacked.forward(self.network, self.states, x[batch], self.dropout, own)  # (k, b, classes)
             target = y[batch].expand(len(logits), -1)
             losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target).mean(1)
             gradients = torch.autograd.grad(losses.sum(), states)
@@ -66,7 +69,7 @@ class StackedEngine:
                     parameter.grad = gradient[a:b].contiguous()  # the fused step reads memory in order
             self.optimiser.step()
             total += losses.detach()
-        return total / len(rows)
+        return total / rows.shape[-2]
 
     @property
     def weights(self) -> Tensor:
@@ -112,13 +115,14 @@ class SingleEngine:
     def run(self, x: Tensor, y: Tensor, rows: Tensor, lr_scale: Tensor) -> Tensor:
         """As `StackedEngine.run`."""
         totals, first = [], self.step
-        self.step += len(rows)
-        for network, optimiser, seed in zip(self.networks, self.optimisers, self.seeds, strict=True):
+        self.step += rows.shape[-2]
+        rows = rows.expand(len(self.networks), *rows.shape[-2:])
+        for network, optimiser, seed, own in zip(self.networks, self.optimisers, self.seeds, rows, strict=True):
             total, group = torch.zeros((), device=x.device), optimiser.param_groups[0]
             network.train()
             with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
                 torch.manual_seed(seed + 1_000_003 * first)  # dropout: the same however the others are trained
-                for batch, scale in zip(rows, lr_scale.tolist(), strict=True):
+                for batch, scale in zip(own, lr_scale.tolist(), strict=True):
                     batch = batch[batch >= 0]
                     group["lr"] = group["initial_lr"] * scale
                     loss = F.cross_entropy(network(x[batch]), y[batch])
@@ -126,7 +130,7 @@ class SingleEngine:
                     loss.backward()
                     optimiser.step()
                     total += loss.detach()
-            totals.append(total / len(rows))
+            totals.append(total / len(own))
         return torch.stack(totals)
 
     @property

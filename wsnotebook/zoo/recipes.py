@@ -97,7 +97,7 @@ _SHORT = Config(
     init=("default", "he", "xavier"),
     activation=tuple(networks.ACTIVATIONS),
     dropout=(0.0, 0.3),
-    snapshots=(0, 100, 250, 600, 1200, 2400),
+    snapshots=(0, 100, 600, 2400),
 )
 RECIPES |= {"cnn-mnist-short": Recipe("mnist", "cnn-small", 192, _SHORT)}  # one epoch of the grid, on a laptop
 

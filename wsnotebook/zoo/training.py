@@ -1,8 +1,7 @@
 """Training a zoo: the networks of a group are one computation, a shard of groups is one file, shards make the zoo.
 
-Which networks there are (`plan`) depends on the Config and n alone, and all of them see the minibatches in one order
-(that is what makes the first layer of a group one product). So shards can be trained in any order, by any process,
-and one that is on disk is not trained again.
+Which networks there are (`plan`) depends on the Config and n alone, and a network's minibatches on its own seed. So
+shards can be trained in any order, by any process, and one that is on disk is not trained again.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from wsnotebook.training import SCHEDULES, augmented, check_at_least, check_choi
 from wsnotebook.zoo.value import Zoo, concat, load
 
 VARIED = ("optimiser", "lr", "weight_decay", "init", "activation", "dropout", "epochs")  # fields that take a tuple
-SCORED = 10_000  # training rows that a network's training accuracy is measured on
+SCORED = 5_000  # training rows that a network's training accuracy is measured on
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,13 @@ class Config:
     dropout: float | tuple[float, ...] = 0.0  # probability
     shift: int = 0  # random shifts of the images by up to so many pixels
     flip: bool = False  # random horizontal flips
+    order: str = "own"  # of the minibatches: own | shared by all networks (their first layers are then one product)
     snapshots: tuple[int, ...] = ()  # steps after which every network is kept, besides the last
-    seed: int = 0  # network i starts from the seed `seed` + i; also of the minibatches' order
+    seed: int = 0  # network i has the seed `seed` + i, of its weights, order and dropout
 
     def __post_init__(self):
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("order", self.order, ("own", "shared"))
         check_at_least(self, batch=1, shift=0, seed=0)
         for field, choices in {"optimiser": ("adam", "adamw", "sgd"), "init": networks.INITS}.items():
             for value in self.choices(field):
@@ -111,7 +112,7 @@ def train(
     trains the shards, each in one task.
 
     Facts of a network: model (its number), step, epoch, seed, parent (-1: trained from scratch), the fields of
-    `VARIED`, accuracies in % and losses in nats of train (its first 10,000 rows), validation and test, and gap (train
+    `VARIED`, accuracies in % and losses in nats of train (its first 5,000 rows), validation and test, and gap (train
     minus test accuracy). Networks that diverged are left out with a RuntimeWarning. Raises ValueError for n < 1, a
     network that does not take the data, a choice that it does not have, and a damaged shard.
     """
@@ -214,9 +215,9 @@ def _train_group(network: str, dataset: Dataset, config: Config, engine: str, mo
     )
     per_epoch = math.ceil(len(x) / config.batch)
     last, rows, facts = first.epochs * per_epoch, [], []
-    for step, (images, batches) in _segments(x, config, first.epochs, last):
+    for step, (images, batches) in _segments(x, config, models):
         if batches is not None:
-            scale = [SCHEDULES[config.schedule](t / last) for t in range(step - len(batches), step)]
+            scale = [SCHEDULES[config.schedule](t / last) for t in range(step - batches.shape[-2], step)]
             trainer.run(images, y, batches, torch.tensor(scale))
         if step in config.snapshots or step == last:
             rows.append(trainer.weights)
@@ -230,22 +231,26 @@ def _train_group(network: str, dataset: Dataset, config: Config, engine: str, mo
     return Zoo(weights[finite].cpu(), layout, facts, network, provenance)
 
 
-def _segments(x: Tensor, config: Config, epochs: int, last: int) -> Iterator[tuple[int, tuple]]:
-    """(step reached, (images, minibatches (steps, batch) on the way there)), -1 being no row.
+def _segments(x: Tensor, config: Config, models: list[Model]) -> Iterator[tuple[int, tuple]]:
+    """(step reached, (images, minibatches (k, steps, batch) on the way there)), -1 being no row.
 
-    It stops at every epoch's end and every snapshot.
+    It stops at every epoch's end and every snapshot. Minibatches are (steps, batch) when they are shared.
     """
     yield 0, (x, None)
     n, per_epoch = len(x), math.ceil(len(x) / config.batch)
-    for epoch in range(1, epochs + 1):
+    seeds = [model.seed for model in models] if config.order == "own" else [config.seed]
+    for epoch in range(1, models[0].epochs + 1):
+        order = torch.full((len(seeds), per_epoch * config.batch), -1, device=x.device)
+        for own, seed in zip(order, seeds, strict=True):
+            with epoch_randomness(seed, epoch, x.device):
+                own[:n] = torch.randperm(n, device=x.device)
         with epoch_randomness(config.seed, epoch, x.device):
-            order = torch.full((per_epoch * config.batch,), -1, device=x.device)
-            order[:n] = torch.randperm(n, device=x.device)
             images = augmented(x, config)
-        batches, done = order.view(per_epoch, config.batch), (epoch - 1) * per_epoch
+        batches = order.view(-1, per_epoch, config.batch)
+        batches, done = batches if config.order == "own" else batches[0], (epoch - 1) * per_epoch
         stops = {s - done for s in config.snapshots if done < s < done + per_epoch} | {per_epoch}
         for a, b in itertools.pairwise(sorted(stops | {0})):
-            yield done + b, (images, batches[a:b])
+            yield done + b, (images, batches[..., a:b, :])
 
 
 def _facts(models: list[Model], trainer, dataset: Dataset, step: int, epoch: float) -> dict[str, np.ndarray]:

@@ -1,0 +1,83 @@
+"""The logits of a whole zoo, a block of networks and rows at a time, so that memory stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from wsnotebook.engines import stacked
+
+if TYPE_CHECKING:  # the zoo's own training imports evaluation
+    from wsnotebook.zoo.value import Zoo
+
+ACTIVATIONS = 2**22  # numbers in the widest layer of a block
+WEIGHTS = 2**24  # numbers in a block's weights
+ROWS = 256  # of x in a block, at most: what fits the cache is quicker
+
+
+@torch.no_grad()
+def blocks(zoo: Zoo, x: Tensor) -> Iterator[tuple[np.ndarray, slice, Tensor]]:
+    """(numbers of the networks, rows of x, logits (networks, rows, classes)) until all are done, in evaluation mode.
+
+    Raises ValueError for logits that are not finite.
+    """
+    for template, members in zoo.groups():
+        template = template.to(x.device)
+        widest = _widest(template, x[:1])
+        rows = max(1, min(ROWS, ACTIVATIONS // widest, len(x)))
+        k = max(1, min(ACTIVATIONS // (rows * widest), WEIGHTS // zoo.layout.d))
+        for part in np.array_split(members, -(-len(members) // k)):
+            states = zoo.layout.unflatten(zoo.weights[torch.from_numpy(part)].to(x.device))
+            states = {name: tensor.contiguous() for name, tensor in states.items()}
+            for start in range(0, len(x), rows):
+                here = slice(start, start + rows)
+                logits = _logits(template, states, x[here])
+                _check(logits, part)
+                yield part, here, logits
+
+
+def _logits(network: nn.Module, states: dict[str, Tensor], x: Tensor) -> Tensor:
+    """(k, b, classes): of flat networks all at once; of others one by one, which was quicker than vmap on a CPU."""
+    if stacked.supports(network):
+        return stacked.forward(network, states, x)
+    each = [dict(zip(states, tensors, strict=True)) for tensors in zip(*states.values(), strict=True)]
+    return torch.stack([functional_call(network, state, (x,)) for state in each])
+
+
+@torch.no_grad()
+def classes(zoo: Zoo, x: Tensor) -> int:
+    """Number of outputs of the zoo's networks on rows of x. Raises ValueError where there is nothing to compute."""
+    if len(zoo) == 0 or len(x) == 0:
+        raise ValueError(f"{len(zoo)} networks on {len(x)} rows: expected at least one of each")
+    try:
+        return zoo.template().to(x.device)(x[:1]).shape[-1]
+    except RuntimeError as error:
+        raise ValueError(f"x: {zoo.network} does not take rows of shape {tuple(x.shape[1:])}: {error}") from None
+
+
+def _widest(network: nn.Module, row: Tensor) -> int:
+    """Most numbers that one row becomes in any layer with weights."""
+    sizes = [1]
+    layers = [module for module in network.modules() if list(module.parameters(recurse=False))]
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out: sizes.append(out.numel() if torch.is_tensor(out) else 1))
+        for layer in layers
+    ]
+    network(row)
+    for hook in hooks:
+        hook.remove()
+    return max(sizes)
+
+
+def _check(logits: Tensor, members: np.ndarray) -> None:
+    finite = logits.isfinite().flatten(1).all(1).cpu().numpy()
+    if not finite.all():
+        raise ValueError(
+            f"network {members[~finite][0]} of the zoo gives NaN or infinite logits: its weights are too large (leave "
+            "it out: zoo.filter(rows)), or a running variance is negative (recalibrated(zoo, x))"
+        )
