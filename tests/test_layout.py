@@ -21,6 +21,17 @@ def test_unflatten_undoes_flatten_and_the_other_way_round(network):
     assert torch.equal(layout.flatten(back), row)
 
 
+def test_many_networks_are_flattened_as_each_of_them(network):
+    layout = Layout.of(network)
+    rows = torch.randn(2, 3, layout.d)
+    states = layout.unflatten(rows)
+    assert torch.equal(layout.flatten(states), rows)
+    for name, tensor in layout.unflatten(rows[1, 2]).items():
+        assert torch.equal(states[name][1, 2], tensor)
+    with pytest.raises(ValueError, match=r"3.weight: shape \(3, 4, 12\), expected \(2, 3, 4, 12\)"):
+        layout.flatten(states | {"3.weight": states["3.weight"][1]})
+
+
 def test_kinds_tell_weights_from_biases_norms_and_statistics(network):
     layout = Layout.of(network)
     assert dict(zip(layout.names, layout.kinds, strict=True)) == {

@@ -23,6 +23,63 @@ def test_counts_match_the_paper_and_the_output_has_a_logit_a_class(name, classes
     assert network(torch.zeros(2, *shape)).shape == (2, classes)
 
 
+ZOOS = [  # of the Model Zoos (sane.md) and DeepWeightFlow (weight_flow.md)
+    ("mlp-784-32-32-10", None, 26_506),
+    ("mlp-784-128-128-10", None, 118_282),
+    ("mlp-4-16-3", None, 131),
+    ("cnn-small", None, 2_464),
+    ("cnn-small", 3, 2_864),
+    ("cnn-medium", None, 3_047),
+    ("cnn-large", None, 10_853),
+    ("resnet-20", None, 272_474),
+    ("resnet-18", None, 11_173_962),
+    ("vit-small", None, 2_693_578),
+    ("cnn-tiny", None, 494),
+    ("resnet-8", 1, 77_754),
+    ("vit-tiny", None, 26_538),
+]
+
+
+@pytest.mark.parametrize(("name", "channels", "parameters"), ZOOS)
+def test_a_zoos_network_has_the_published_count_and_takes_its_example(name, channels, parameters):
+    network = networks.build(name, channels=channels).eval()
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network(networks.example(name, channels=channels)).shape == (1, 3 if name == "mlp-4-16-3" else 10)
+
+
+@pytest.mark.parametrize("init", networks.INITS)
+def test_an_init_has_its_spread_and_zero_biases(init):
+    layer = networks.build("mlp-400-300-10", init=init).fc1
+    wanted = {"default": (1 / 3 / 400), "he": 2 / 400, "xavier": 2 / 700, "uniform": 0.01 / 3, "normal": 4e-4}[init]
+    assert layer.weight.var().item() == pytest.approx(wanted, rel=0.03)
+    assert (layer.bias == 0).all() == (init != "default")
+
+
+@pytest.mark.parametrize(("name", "activations"), [("mlp-64-16-16-10", 2), ("cnn-tiny", 3)])
+def test_activation_and_dropout_are_where_they_belong(name, activations):
+    network = networks.build(name, activation="gelu", dropout=0.25)
+    kinds = [type(module).__name__ for module in network]
+    assert kinds.count("GELU") == activations
+    assert kinds.count("Dropout") == 2
+    assert "Tanh" not in kinds
+    assert "ReLU" not in kinds
+    same = networks.build(name, activation="gelu").state_dict()
+    assert list(same) == list(network.state_dict())
+
+
+def test_a_choice_that_a_network_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="activation='swish': expected one of relu"):
+        networks.build("cnn-small", activation="swish")
+    with pytest.raises(ValueError, match="dropout=1.5"):
+        networks.build("cnn-small", dropout=1.5)
+    with pytest.raises(ValueError, match="init='zeros'"):
+        networks.build("cnn-small", init="zeros")
+    with pytest.raises(ValueError, match="'resnet-20': activation and dropout can be chosen"):
+        networks.build("resnet-20", activation="tanh")
+    with pytest.raises(ValueError, match=r"depth must be 6 n \+ 2 .* got 19"):
+        networks.build("resnet-19")
+
+
 def test_wrn_16_4_has_17_weight_tensors():
     assert len(Layout.of(networks.build("wrn-16-4"), kinds=("weight",)).names) == 17
 

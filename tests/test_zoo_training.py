@@ -128,6 +128,16 @@ def test_processes_train_the_same_zoo(digits, tmp_path):
         same(one, zoo.train("mlp-64-8-10", digits, 20, FAST, folder=tmp_path / "b", executor=executor))
 
 
+def test_without_numba_cnns_are_stacked_and_the_zoo_says_so(digits, tmp_path, monkeypatch):
+    pytest.importorskip("numba")
+    compiled = zoo.train("cnn-tiny", digits, 2, FAST, folder=tmp_path / "a")
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    plain = zoo.train("cnn-tiny", digits, 2, FAST, folder=tmp_path / "b")
+    assert (compiled.provenance["engine"], plain.provenance["engine"]) == ("lanes", "stacked")
+    assert (compiled.weights - plain.weights).abs().max() < 1e-4
+    assert engines.choose(networks.build("cnn-small"), "cuda") == "stacked"
+
+
 def test_facts_are_what_the_network_scores(digits, tmp_path):
     config = zoo.Config(epochs=2, batch=100, activation=("relu", "tanh"), snapshots=(0, 3))
     one = zoo.train("mlp-64-8-10", digits, 4, config, folder=tmp_path)

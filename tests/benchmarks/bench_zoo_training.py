@@ -77,7 +77,11 @@ def training(engine: str, name: str, batch: int, steps: int, order: str = "own",
     if error > TOLERANCE[engine]:
         sys.exit(f"{name}: after {steps * (repeats + 1)} steps the weights differ by {error:.1e}")
     report(
-        f"{name}, batch {batch} ({engine})", slow * 1e3 / steps / K, fast * 1e3 / steps / K, "ms a model-step", error
+        f"{name}, batch {batch} ({engine}, {order})",
+        slow * 1e3 / steps / K,
+        fast * 1e3 / steps / K,
+        "ms a model-step",
+        error,
     )
 
 

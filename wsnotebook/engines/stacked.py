@@ -1,7 +1,7 @@
 """k networks of one architecture as one computation in torch.
 
 While every network still sees the same rows, a layer of all of them is one product with k times the outputs; after it,
-a linear layer is a batched product and a convolution a grouped one. Other modules go through `torch.func.vmap`.
+a linear layer is a batched product and a convolution a grouped one.
 """
 
 import torch
@@ -28,15 +28,9 @@ def forward(
 ) -> Tensor:
     """Logits (k, b, classes) of k networks on the same rows x (b, ...); own: each on its own rows (k, b, ...).
 
-    network: the template; its own weights are not used. states: {name: (k, *shape)}. dropout: draws the masks in
-    training; None is evaluation mode.
+    network: the template, as `supports` takes it; its own weights do not count. states: {name: (k, *shape)}.
+    dropout: draws the masks in training; None is evaluation mode.
     """
-    if not supports(network):
-        return torch.func.vmap(
-            lambda state, x: torch.func.functional_call(network, state, (x,)),
-            in_dims=(0, 0 if own else None),
-            chunk_size=64,
-        )(states, x)
     k, h, shared = len(next(iter(states.values()))), x, not own  # shared: h is the same for all
     images = x.ndim == (5 if own else 4)
     if images and own:
