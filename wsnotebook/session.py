@@ -3,7 +3,6 @@
 This is the one module that sets global state, because it is called at a notebook's edge: a session is a whole process.
 """
 
-import io
 import multiprocessing
 import os
 import platform
@@ -22,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from wsnotebook.figures import SCALES
+from wsnotebook.plots.common import compact_png
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,9 @@ def _show_figures() -> None:
 
 
 def _png(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    """`figure` as the PNG that `figures.save` would write, at a size in pixels that keeps it sharp on dense screens."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi="figure", metadata={"Software": None})
+    """`figure` as a PNG at a size in pixels that keeps it sharp on dense screens."""
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return buffer.getvalue(), {"width": width, "height": height}
+    return compact_png(figure), {"width": width, "height": height}
 
 
 def _memory() -> float | None:

@@ -4,28 +4,24 @@ Left ratio and validation error with the front, right the histogram and the mixt
 (`plots.trial_frame` is the static twin). Choose a trial by the slider (arrow keys), or click on its point.
 """
 
-import base64
 import html
-import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
-from IPython.display import publish_display_data
 from matplotlib.figure import Figure
 
 from wsnotebook import plots, tuning
-from wsnotebook.datasets import replacing
 from wsnotebook.explorers import mixture
+from wsnotebook.explorers.common import LAYOUT, Displayed, html_row, packed, readout, write_page
 from wsnotebook.plots import tuning as pictures
 from wsnotebook.plots.common import INK
 
 ON_FRONT, COMPLETE, ENDED = pictures.GROUPS
 
 
-class Explorer:
+class Explorer(Displayed):
     """Ratio and error of a search's trials, and the mixture of the chosen one. Needs one complete trial at least.
 
     load: a complete trial in, its `soft_weight_sharing.Result` out, as `tuning.result_of` does. allowance: the drop
@@ -66,39 +62,19 @@ class Explorer:
         """
         frames = {}
         for trial in self.front:
-            traces = [{key: mixture.packed(values) for key, values in trace.items()} for trace in self._right(trial)]
+            traces = [{key: packed(values) for key, values in trace.items()} for trace in self._right(trial)]
             data = {key: [self._ring(trial)[key], *(trace[key] for trace in traces)] for key in ("x", "y")}
             frames[trial.number] = {"data": data, "axes": self._axes(trial), "text": self._facts(trial)}
         at = self.front.index(self.chosen) if self.chosen in self.front else len(self.front) - 1
         figure = self._picture(self.front[at])
-        config = {"displaylogo": False, "responsive": True}
-        drawn = figure.to_html(config, full_html=False, include_plotlyjs=True, div_id="plot")
-        page = PAGE.replace("KEY", _key()).replace("LAST", str(len(self.front) - 1)).replace("CHOSEN", str(at))
+        body = BODY.replace("KEY", _key()).replace("LAST", str(len(self.front) - 1)).replace("CHOSEN", str(at))
         moving = list(range(len(pictures.GROUPS), len(figure.data)))
         values = {"NUMBERS": [t.number for t in self.front], "MOVING": moving, "FRAMES": frames}
-        for name, value in values.items():
-            page = page.replace(name, json.dumps(value, separators=(",", ":")))
-        with replacing(path) as part:
-            part.write_text(page.replace("DRAWN", drawn), encoding="utf-8")
-        return Path(path)
+        return write_page(path, "Front explorer", STYLE, body, figure, values)
 
-    def _ipython_display_(self) -> None:
-        publish_display_data(self._repr_mimebundle_())
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        """The widget; its static twin for readers without a kernel; a text for nbval and for who cannot see it."""
-        image = io.BytesIO()
-        self.figure().savefig(image, format="png", metadata={"Software": None})
+    def _text(self) -> str:
         facts = ", ".join(f"{name} {value}" for name, value in _facts(self.chosen).items())
-        return {
-            "application/vnd.jupyter.widget-view+json": {
-                "version_major": 2,
-                "version_minor": 0,
-                "model_id": self.view.model_id,
-            },
-            "image/png": base64.b64encode(image.getvalue()).decode(),
-            "text/plain": f"Front explorer: {len(self.trials)} trials, {len(self.front)} on the front; {facts}",
-        }
+        return f"Front explorer: {len(self.trials)} trials, {len(self.front)} on the front; {facts}"
 
     def _trial(self, number: int) -> tuning.Trial:
         return next(trial for trial in self.trials if trial.number == number)
@@ -134,7 +110,7 @@ class Explorer:
         traces = [_points(label, group, limit) for label, group in groups.items()]
         traces.append(RING | self._ring(trial))
         traces += [trace | RIGHT | values for trace, values in zip(mixture.TRACES[:4], self._right(trial), strict=True)]
-        figure = go.Figure(traces, mixture.LAYOUT)
+        figure = go.Figure(traces, LAYOUT | mixture.AXES)
         lowest = min([trained, *(t.error for t in self.trials if t.error is not None)])
         for height, dash, text in (
             (trained, "dash", "trained network"),
@@ -170,7 +146,7 @@ class Explorer:
         return {name.replace("axis.", "axis2."): value for name, value in axes.items() if "axis2" not in name}
 
     def _facts(self, trial: tuning.Trial) -> str:
-        return mixture.readout({name: html.escape(value) for name, value in _facts(trial).items()})
+        return readout({name: html.escape(value) for name, value in _facts(trial).items()})
 
 
 def _points(label: str, group: Sequence[tuning.Trial], limit: float) -> dict:
@@ -234,24 +210,12 @@ def _key() -> str:
     bars = [
         f"<span style='{line}; height: {h}px; background: {c}'></span>{name}" for name, (c, h) in mixture.KEY.items()
     ]
-    return mixture.html_row(
-        [*items, "\N{BLACK UP-POINTING TRIANGLE} beyond the axis", "<b>\N{LARGE CIRCLE}</b> shown", *bars]
-    )
+    return html_row([*items, "\N{BLACK UP-POINTING TRIANGLE} beyond the axis", "<b>\N{LARGE CIRCLE}</b> shown", *bars])
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Front explorer</title>
-<style>
-body { font: 15px/1.6 "DejaVu Sans", Verdana, sans-serif; color: #333333 }
-body { max-width: 62em; margin: 1em auto; padding: 0 1em }
-#trial { width: 24em; vertical-align: middle }
-</style>
-</head>
-<body>
+STYLE = "#trial { width: 24em; vertical-align: middle }"
+
+BODY = """
 <label>trials on the front, smallest ratio first
 <input id="trial" type="range" min="0" max="LAST" value="CHOSEN"></label>
 <div id="facts"></div>
@@ -272,6 +236,4 @@ at("plot").on("plotly_click", event => {
 });
 at("facts").innerHTML = frames[numbers[at("trial").value]].text;
 </script>
-</body>
-</html>
 """

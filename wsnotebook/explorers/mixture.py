@@ -5,10 +5,6 @@ the numbers and is the static twin. After training, `Explorer(result)`. While tr
 run `result = compress(..., watch=live.watch)` in another cell, and last `live.watch(result)`.
 """
 
-import base64
-import html
-import io
-import json
 import threading
 import uuid
 from pathlib import Path
@@ -20,7 +16,17 @@ from IPython.display import publish_display_data
 from matplotlib.figure import Figure
 
 from wsnotebook import plots
-from wsnotebook.datasets import replacing
+from wsnotebook.explorers.common import (
+    AXIS,
+    LAYOUT,
+    Displayed,
+    buttons,
+    html_options,
+    html_row,
+    packed,
+    readout,
+    write_page,
+)
 from wsnotebook.plots.common import INK, OTHER, SIGMA, SPIKE, WEIGHTS
 from wsnotebook.plots.mixture import Frame
 
@@ -30,7 +36,7 @@ NONE = 1e-6  # weights in an empty bin: a logarithm needs some
 ALL = "all layers"
 
 
-class Explorer:
+class Explorer(Displayed):
     """Histogram, components and before/after scatter of a soft weight-sharing result, epoch by epoch.
 
     Without a result it waits for one: pass `watch` to `compress`. Its widgets are slider, play, stop, layer, scale,
@@ -47,9 +53,7 @@ class Explorer:
         self.slider = widgets.IntSlider(last, 0, last, description="epoch", tooltip=tip, layout={"width": "340px"})
         self.play = widgets.Play(value=last, min=0, max=last, interval=400, tooltip="play the epochs")
         self.layer = widgets.Dropdown(options=self._layers(), description="layer", layout={"width": "240px"})
-        row = {"display": "flex", "grid_gap": "8px"}
-        self.scale = widgets.ToggleButtons(options=["log", "linear"], description="counts", layout=row)
-        self.scale.style.button_width = "64px"
+        self.scale = buttons("counts", ["log", "linear"])
         self.stop = widgets.Button(description="Stop and keep", icon="stop", disabled=self._live)
         self.stop.tooltip = "end training after this epoch; what is there is quantised and kept"
         self.readout = widgets.HTML(self._facts())
@@ -119,34 +123,22 @@ class Explorer:
                     {key: packed(values) for key, values in trace.items()} for trace in trace_arrays(f)
                 ]
                 texts[f"{i}/{epoch}"] = readout(_facts(self.result, f))
-        figure, config = _picture(self.result, ALL, last, "log"), {"displaylogo": False, "responsive": True}
-        drawn = figure.to_html(config, full_html=False, include_plotlyjs=True, div_id="plot")
-        options = "".join(f"<option value={i}>{html.escape(layer)}</option>" for i, layer in enumerate(self._layers()))
-        page = PAGE.replace("KEY", _key()).replace("LAST", str(len(epochs) - 1)).replace("OPTIONS", options)
-        for name, value in {"EPOCHS": epochs, "TEXTS": texts, "AXES": axes, "FRAMES": frames}.items():
-            page = page.replace(name, json.dumps(value, separators=(",", ":")))
-        with replacing(path) as part:
-            part.write_text(page.replace("DRAWN", drawn), encoding="utf-8")
-        return Path(path)
+        body = BODY.replace("KEY", _key()).replace("LAST", str(len(epochs) - 1))
+        body = body.replace("OPTIONS", html_options(self._layers()))
+        values = {"EPOCHS": epochs, "TEXTS": texts, "AXES": axes, "FRAMES": frames}
+        figure = _picture(self.result, ALL, last, "log")
+        return write_page(path, "Mixture explorer", STYLE, body, figure, values)
 
     def _ipython_display_(self) -> None:
         self._shown = True
         publish_display_data(self._repr_mimebundle_(), transient={"display_id": self._display_id})
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        """The widget; its static twin for readers without a kernel; a text for nbval and for who cannot see it."""
-        image = io.BytesIO()
-        self.figure().savefig(image, format="png", metadata={"Software": None})
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.view.model_id}
+    def _text(self) -> str:
         text = "waiting for the training below"
         if self.result is not None:
             facts = _facts(self.result, self._frame())
             text = f"{self.layer.value}, {', '.join(f'{name} {value}' for name, value in facts.items())}"
-        return {
-            "application/vnd.jupyter.widget-view+json": view,
-            "image/png": base64.b64encode(image.getvalue()).decode(),
-            "text/plain": f"Mixture explorer: {text}",
-        }
+        return f"Mixture explorer: {text}"
 
     def _layers(self) -> tuple[str, ...]:
         return (ALL, *self.result.layout.names) if self.result else (ALL,)
@@ -216,29 +208,20 @@ TRACES = (
     | {"type": "scatter", "mode": "markers", "name": "points", "marker": {"color": INK, "size": 4, "opacity": 0.5}},
 )
 KEY = {"weights": (WEIGHTS, 10), "mixture": (INK, 2), "spike at zero": (SPIKE, 3), "other components": (OTHER, 3)}
-_AXIS = {"showline": True, "linecolor": "#666666", "ticks": "outside", "zeroline": False, "showgrid": False}
-LAYOUT = {
-    "template": "none",
-    "autosize": True,
-    "height": 360,
-    "margin": {"l": 70, "r": 15, "t": 10, "b": 45},
-    "font": {"family": "DejaVu Sans, Verdana, sans-serif", "size": 12, "color": INK},
-    "showlegend": False,
-    "hovermode": "closest",
-    "modebar": {"remove": ["select2d", "lasso2d", "zoomin2d", "zoomout2d", "autoscale2d"]},
-    "xaxis": _AXIS | {"domain": [0, 0.46], "title": {"text": "weight value", "standoff": 8}},
-    "yaxis": _AXIS | {"tickformat": ","},
-    "xaxis2": _AXIS | {"domain": [0.58, 1], "anchor": "y2", "title": {"text": "weight at epoch 0", "standoff": 8}},
-    "yaxis2": _AXIS | {"anchor": "x2", "title": {"text": "weight now"}},
+AXES = {
+    "xaxis": AXIS | {"domain": [0, 0.46], "title": {"text": "weight value", "standoff": 8}},
+    "yaxis": AXIS | {"tickformat": ","},
+    "xaxis2": AXIS | {"domain": [0.58, 1], "anchor": "y2", "title": {"text": "weight at epoch 0", "standoff": 8}},
+    "yaxis2": AXIS | {"anchor": "x2", "title": {"text": "weight now"}},
 }
 
 
 def _picture(result, layer: str, epoch: int, scale: str) -> go.Figure:
     """The figure in the state to be shown; empty while there is no result."""
     if result is None:
-        return go.Figure(TRACES, LAYOUT)
+        return go.Figure(TRACES, LAYOUT | AXES)
     arrays = trace_arrays(plots.frame(result, epoch, _tensor(layer)))
-    figure = go.Figure([trace | values for trace, values in zip(TRACES, arrays, strict=True)], LAYOUT)
+    figure = go.Figure([trace | values for trace, values in zip(TRACES, arrays, strict=True)], LAYOUT | AXES)
     return figure.update_layout(axis_ranges(result, layer, scale))
 
 
@@ -276,11 +259,6 @@ def _parted(pieces) -> np.ndarray:
     return np.concatenate([np.append(piece, np.nan) for piece in pieces])
 
 
-def packed(values: np.ndarray) -> dict[str, str]:
-    """As plotly.js reads arrays out of JSON: four bytes a number."""
-    return {"dtype": "f4", "bdata": base64.b64encode(np.asarray(values, "<f4").tobytes()).decode()}
-
-
 def axis_ranges(result, layer: str, scale: str) -> dict[str, object]:
     """{property path: value} of the layout that depends on layer and scale, the same at every epoch."""
     f, highest = plots.frame(result, 0, _tensor(layer)), plots.top(result, _tensor(layer))
@@ -309,10 +287,6 @@ def _facts(result, f: Frame) -> dict[str, str]:
     return facts
 
 
-def readout(facts: dict[str, str]) -> str:
-    return html_row([f"{name} <b>{value}</b>" for name, value in facts.items()], "role='status' aria-live='polite'")
-
-
 def _key() -> str:
     """The legend; plotly's own would be drawn anew at every step."""
     line = "display: inline-block; width: 22px; vertical-align: middle; margin-right: 5px"
@@ -320,31 +294,18 @@ def _key() -> str:
     return html_row([*items, f"bands: \N{PLUS-MINUS SIGN}2{SIGMA}", "dashed: unchanged"])
 
 
-def html_row(items: list[str], attributes: str = "") -> str:
-    style = "display: flex; flex-wrap: wrap; gap: 0 1.6em; font-variant-numeric: tabular-nums"
-    return f"<div {attributes} style='{style}'>{''.join(f'<span>{item}</span>' for item in items)}</div>"
-
-
 def _tensor(layer: str) -> str | None:
     return None if layer == ALL else layer
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Mixture explorer</title>
-<style>
-body { font: 15px/1.6 "DejaVu Sans", Verdana, sans-serif; color: #333333 }
-body { max-width: 62em; margin: 1em auto; padding: 0 1em }
+STYLE = """
 form { display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; align-items: center; margin-bottom: 0.4em }
 #epoch { width: 20em; vertical-align: middle }
 fieldset { border: 0; padding: 0; margin: 0 }
 button { min-width: 5em }
-</style>
-</head>
-<body>
+"""
+
+BODY = """
 <form>
 <button id="play" type="button">Play</button>
 <label>epoch <input id="epoch" type="range" min="0" max="LAST" value="LAST"></label>
@@ -384,6 +345,4 @@ at("layer").onchange = () => { show(); rescale(); };
 form.elements.scale.forEach(button => button.onchange = rescale);
 at("facts").innerHTML = texts["0/" + epochs[at("epoch").value]];
 </script>
-</body>
-</html>
 """

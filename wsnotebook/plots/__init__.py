@@ -1,6 +1,11 @@
 """A result in, a matplotlib Figure out. Every function returns a new Figure and touches no global state."""
 
 from wsnotebook.plots.common import STYLE as STYLE
+from wsnotebook.plots.landscape import barriers as barriers
+from wsnotebook.plots.landscape import distances as distances
+from wsnotebook.plots.landscape import loss_plane as loss_plane
+from wsnotebook.plots.landscape import loss_planes as loss_planes
+from wsnotebook.plots.landscape import path_frame as path_frame
 from wsnotebook.plots.mixture import Frame as Frame
 from wsnotebook.plots.mixture import animate as animate
 from wsnotebook.plots.mixture import before_after as before_after
@@ -19,3 +24,8 @@ from wsnotebook.plots.tuning import pruning as pruning
 from wsnotebook.plots.tuning import saved_epochs as saved_epochs
 from wsnotebook.plots.tuning import trial_frame as trial_frame
 from wsnotebook.plots.tuning import trials as trials
+from wsnotebook.plots.zoo import embedding as embedding
+from wsnotebook.plots.zoo import novelty as novelty
+from wsnotebook.plots.zoo import zoo_curves as zoo_curves
+from wsnotebook.plots.zoo import zoo_frame as zoo_frame
+from wsnotebook.plots.zoo import zoo_scatter as zoo_scatter

@@ -1,0 +1,139 @@
+"""What explorers have in common: how they are shown in a notebook and written as a page, and how plots look."""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+from IPython.display import publish_display_data
+
+from wsnotebook.datasets import replacing
+from wsnotebook.plots.common import INK, compact_png
+
+AXIS = {"showline": True, "linecolor": "#666666", "ticks": "outside", "zeroline": False, "showgrid": False}
+LAYOUT = {
+    "template": "none",
+    "autosize": True,
+    "height": 360,
+    "margin": {"l": 70, "r": 15, "t": 10, "b": 45},
+    "font": {"family": "DejaVu Sans, Verdana, sans-serif", "size": 12, "color": INK},
+    "showlegend": False,
+    "hovermode": "closest",
+    "modebar": {"remove": ["select2d", "lasso2d", "zoomin2d", "zoomout2d", "autoscale2d"]},
+}
+
+
+class Displayed:
+    """An explorer in a notebook. It has `view` (the widgets), `figure()` (the static twin) and `_text()`."""
+
+    def _ipython_display_(self) -> None:
+        publish_display_data(self._repr_mimebundle_())
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        """The widget; its static twin for readers without a kernel; a text for nbval and for who cannot see it."""
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.view.model_id}
+        return {
+            "application/vnd.jupyter.widget-view+json": view,
+            "image/png": base64.b64encode(compact_png(self.figure())).decode(),
+            "text/plain": self._text(),
+        }
+
+
+class Plot(go.FigureWidget):
+    """A plot that catches up: a browser that has not drawn it yet misses the updates that it is sent."""
+
+    def __init__(self, figure: go.Figure):
+        super().__init__(figure)
+        self._drawn, self._missed = False, ({}, {})  # names of what was updated in traces and layout, in order
+        self.observe(self._on_drawn, "_js2py_traceDeltas")
+
+    def plotly_update(self, restyle_data, relayout_data, trace_indexes=None) -> None:
+        if not self._drawn:
+            for names, update in zip(self._missed, (restyle_data, relayout_data), strict=True):
+                names.update(dict.fromkeys(update))
+        super().plotly_update(restyle_data, relayout_data, trace_indexes)
+
+    def _on_drawn(self, change) -> None:
+        """The browser tells of its first drawing: send it what it missed."""
+        if self._drawn or not change["new"]:
+            return
+        self._drawn = True
+        data = {name: [_list(trace[name]) for trace in self.data] for name in self._missed[0]}
+        layout = {name: _list(self.layout[name]) for name in self._missed[1]}
+        if data or layout:
+            self.plotly_update(dict.fromkeys(data), dict.fromkeys(layout))  # what is the same as before is not sent
+            self.plotly_update(data, layout)
+
+
+def _list(value: Any) -> Any:
+    """plotly gives tuples, and takes lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def write_page(path: str | Path, title: str, style: str, body: str, figure: go.Figure, values: dict[str, Any]) -> Path:
+    """Write a page that needs neither kernel nor network, whole or not at all, and return its path.
+
+    body: in it DRAWN stands for the figure, whose element is #plot, and each name in `values` for its value as JSON.
+    Raises OSError when the path cannot be written.
+    """
+    for name, value in values.items():
+        text = json.dumps(value, separators=(",", ":"))
+        body = body.replace(name, text.replace("<", "\\u003c"))  # so that no text ends the script
+    config = {"displaylogo": False, "responsive": True}
+    drawn = figure.to_html(config, full_html=False, include_plotlyjs=True, div_id="plot")
+    page = PAGE.replace("TITLE", title).replace("STYLE", style.strip()).replace("BODY", body.strip())
+    with replacing(path) as part:
+        part.write_text(page.replace("DRAWN", drawn), encoding="utf-8")
+    return Path(path)
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>TITLE</title>
+<style>
+body { font: 15px/1.6 "DejaVu Sans", Verdana, sans-serif; color: #333333 }
+body { max-width: 62em; margin: 1em auto; padding: 0 1em }
+STYLE
+</style>
+</head>
+<body>
+BODY
+</body>
+</html>
+"""
+
+
+def packed(values: np.ndarray) -> dict[str, str]:
+    """As plotly.js reads arrays out of JSON: four bytes a number."""
+    return {"dtype": "f4", "bdata": base64.b64encode(np.asarray(values, "<f4").tobytes()).decode()}
+
+
+def readout(facts: dict[str, str]) -> str:
+    return html_row([f"{name} <b>{value}</b>" for name, value in facts.items()], "role='status' aria-live='polite'")
+
+
+def chooser(name: str, options: list, value) -> widgets.Dropdown:
+    return widgets.Dropdown(options=options, value=value, description=name, layout={"width": "250px"})
+
+
+def buttons(name: str, options: Sequence[str]) -> widgets.ToggleButtons:
+    row = {"display": "flex", "grid_gap": "8px"}
+    return widgets.ToggleButtons(options=options, description=name, layout=row, style={"button_width": "72px"})
+
+
+def html_options(names: list[str]) -> str:
+    """Of a select element; their values are their places."""
+    return "".join(f"<option value={i}>{html.escape(name)}</option>" for i, name in enumerate(names))
+
+
+def html_row(items: list[str], attributes: str = "") -> str:
+    style = "display: flex; flex-wrap: wrap; gap: 0 1.6em; font-variant-numeric: tabular-nums"
+    return f"<div {attributes} style='{style}'>{''.join(f'<span>{item}</span>' for item in items)}</div>"
