@@ -348,8 +348,9 @@ def novelty(rows: Mapping) -> Figure:
     low, high = axes.get_ylim()
     corner = (first.distance_above / unit, first.accuracy_above)
     right, high = max(right, 1.1 * corner[0]), min(max(high, corner[1] + 1), 101)
-    axes.add_patch(Rectangle(corner, right - corner[0], high - corner[1], color="#56B4E9", alpha=0.15, zorder=0))
-    axes.text(right, corner[1], "novel and accurate ", ha="right", va="top", fontsize=8, color=INK)
+    axes.add_patch(
+        Rectangle(corner, right - corner[0], high - corner[1], color="#56B4E9", alpha=0.2, zorder=0, label="the region")
+    )
     axes.set(xlim=(left, right), ylim=(low, high), ylabel="accuracy (%)")
     axes.set_xlabel("distance to the nearest training network (zoo's median = 1)")
     figure.legend(title="novel and accurate", loc="outside right upper")
