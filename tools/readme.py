@@ -43,18 +43,16 @@ def zoos() -> str:
         json.loads((ROOT / f"figures/laptop/03_model_zoos/{name}.json").read_text(encoding="utf-8"))
         for name in ("barriers", "novelty")
     )
-    setting = f"{len(controls['metrics']['accuracy'])} networks on {lines['dataset']['name']}, one zoo"
+    setting = f"{controls['metrics']['networks']} networks on {lines['dataset']['name']}, one zoo"
     rows = [f"**Straight lines between networks** ({setting})", ""]
     rows += ["| | accuracy at the midpoint (%) | barrier (nats) |", "|---|---:|---:|"]
-    for name, middle in lines["metrics"]["midpoint_accuracy"].items():
-        (mid, mid_half), (wall, wall_half) = map(
-            evaluation.interval, (middle, lines["metrics"]["barrier_nats"][name])
-        )
-        rows.append(f"| {name} | {mid:.1f} ± {mid_half:.1f} | {wall:.2f} ± {wall_half:.2f} |")
+    for line in lines["metrics"]["lines"]:
+        (mid, mid_half), (wall, wall_half) = map(evaluation.interval, (line["midpoint_accuracy"], line["barrier_nats"]))
+        rows.append(f"| {line['line']} | {mid:.1f} ± {mid_half:.1f} | {wall:.2f} ± {wall_half:.2f} |")
     columns = controls["metrics"]["columns"]
     rows += ["", "**Networks made without learning**, the controls of every generator", ""]
     rows += [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    for name, (accuracy, near, other, overlap, joint) in controls["metrics"]["rows"].items():
+    for name, accuracy, near, other, overlap, joint in controls["metrics"]["rows"]:
         rows.append(f"| {name} | {accuracy:.2f} | {near:.2f} | {other:.2f} | {overlap:.2f} | {joint:.0f} |")
     return "\n".join(rows)
 

@@ -1,0 +1,111 @@
+"""A real JupyterLab and a real Chromium."""
+
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from driving import wait_idle
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+SETTINGS = {
+    "notebook-extension/tracker": '{"windowingMode": "none"}',  # draw all cells, not only visible ones
+    "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+}
+
+
+@pytest.fixture(scope="session")
+def notebooks(tmp_path_factory):
+    """A folder with a copy of the notebooks."""
+    folder = tmp_path_factory.mktemp("lab") / "notebooks"
+    return shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def lab(notebooks):
+    """Address of a JupyterLab on this folder, with settings, cache and figures of its own."""
+    home = notebooks.parent
+    for name, text in SETTINGS.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "WSNOTEBOOK_CACHE": "cache",
+        "WSNOTEBOOK_FIGURES": "figures",
+    }
+    environment = os.environ | {name: str(home / folder) for name, folder in folders.items()} | {"OMP_NUM_THREADS": "1"}
+    options = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "ServerApp.open_browser": False,
+        "ServerApp.allow_root": True,
+        "ServerApp.root_dir": notebooks,
+        "IdentityProvider.token": "",
+        "LabApp.expose_app_in_browser": True,
+    }
+    command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+    with open(home / "server.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_for_server(server, port, home / "server.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for_server(server, port, log, seconds=120):
+    for _ in range(4 * seconds):
+        if server.poll() is not None:
+            break
+        try:
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+                connection.request("GET", "/api")
+                return connection.getresponse().read()
+        except OSError:
+            time.sleep(0.25)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser."""
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def opened(lab, chromium):
+    """A function: the notebook of this name open in the browser, its kernel idle."""
+
+    def open_page(notebook):
+        page = chromium.new_page(viewport={"width": 1250, "height": 1000})
+        page.set_default_timeout(90_000)
+        page.goto(f"{lab}/lab/tree/{notebook}?reset")
+        wait_idle(page)
+        return page
+
+    return open_page

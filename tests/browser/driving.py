@@ -1,0 +1,39 @@
+"""Driving a notebook in JupyterLab: wait for its kernel, press a slider's keys, read what the page shows."""
+
+# what the page shows: the readout, the first points of every trace, and the drawn curve
+SEEN = """() => {
+  const plot = document.querySelector('.js-plotly-plot');
+  const values = v => Array.from(v && v.bdata !== undefined ? Object.values(v._inputArray ?? {}) : v ?? []);
+  return {
+    readout: document.querySelector('[role=status][aria-live=polite]').textContent,
+    data: JSON.stringify(plot.data.map(trace => values(trace.y).slice(0, 80))),
+    path: [...plot.querySelectorAll('.scatterlayer path.js-line')].map(path => path.getAttribute('d')).join(' '),
+  };
+}"""
+
+
+def wait_idle(page):
+    page.wait_for_function(
+        """() => {
+          const widget = window.jupyterapp?.shell?.currentWidget;
+          return widget?.context?.isReady && widget?.sessionContext?.session?.kernel?.status === 'idle';
+        }"""
+    )
+
+
+def press(page, key, k=0):
+    """Press a key on slider k and wait until plot k is drawn; milliseconds from key to picture."""
+    page.evaluate(
+        """k => {
+          const plot = document.querySelectorAll('.js-plotly-plot')[k];
+          const slider = document.querySelectorAll('[role=slider]')[k];
+          slider.focus();
+          window.drawn = new Promise(done => slider.addEventListener('keydown', () => {
+            const start = performance.now();
+            plot.once('plotly_afterplot', () => done(performance.now() - start));
+          }, {once: true}));
+        }""",
+        k,
+    )
+    page.keyboard.press(key)
+    return page.evaluate("() => window.drawn")
