@@ -216,6 +216,31 @@ def test_a_corrupt_shard_is_named_and_the_others_stay(digits, tmp_path, monkeypa
     assert (tmp_path / "shard-16-0.safetensors").exists()
 
 
+@pytest.mark.parametrize("network", ["mlp-64-8-10", "cnn-tiny", "resnet-8"])
+def test_a_zoo_that_starts_from_networks_goes_on_from_them(digits, tmp_path, network):
+    config = zoo.Config(epochs=1, batch=200, snapshots=(0,))
+    parents = zoo.train(network, digits, 3, config, folder=tmp_path / "a").filter([5, 1, 3])  # models 2, 0, 1
+    children = zoo.train(network, digits, 3, config, start=parents, folder=tmp_path / "b")
+    started = children.filter(children.facts["step"] == 0)
+    assert torch.equal(started.weights, parents.weights)
+    assert started.facts["parent"].tolist() == [2, 0, 1]
+    ended = children.filter(children.facts["step"] > 0)
+    assert (ended.facts["train_loss"] < started.facts["train_loss"]).all()
+    again = zoo.train(network, digits, 3, config, start=parents)
+    other = zoo.train(network, digits, 3, config, start=parents.filter([1, 0, 2]))
+    assert torch.equal(again.weights, children.weights)
+    assert not torch.equal(again.weights, other.weights)
+    with pytest.raises(ValueError, match="start: 3 x .*, expected 4 x"):
+        zoo.train(network, digits, 4, config, start=parents)
+
+
+def test_children_keep_their_parents_activation(digits, tmp_path):
+    config = zoo.Config(epochs=1, batch=200, activation=("relu", "tanh"))
+    parents = zoo.train("mlp-64-8-10", digits, 4, config, folder=tmp_path / "a")
+    children = zoo.train("mlp-64-8-10", digits, 4, FAST, start=parents, folder=tmp_path / "b")
+    assert children.facts["activation"].tolist() == parents.facts["activation"].tolist()
+
+
 def test_networks_that_diverge_are_left_out_and_named(digits, tmp_path):
     config = zoo.Config(epochs=1, batch=100, optimiser="sgd", lr=(0.01, 1e30), activation="relu")
     with pytest.warns(RuntimeWarning, match="2 of 4 networks diverged"):

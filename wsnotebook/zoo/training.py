@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,12 +101,15 @@ def train(
     n: int,
     config: Config = Config(),
     *,
+    start: Zoo | None = None,
     folder: str | Path | None = None,
     shard: int = engines.GROUP,
     executor: Executor | None = None,
 ) -> Zoo:
     """Train n networks of this name (or package.module:function) on dataset.train; choose nothing.
 
+    start: n networks of the same architecture to train on from, instead of fresh ones; their weights, activations and
+    order of rows are taken, and fact "parent" is their fact "model".
     folder: where shards and the zoo are kept; None is a place in the cache folder of this data and these settings.
     The same call later loads the zoo, or goes on with the shards that are missing. shard: networks a file. executor:
     trains the shards, each in one task.
@@ -119,13 +122,18 @@ def train(
     if n < 1 or shard < 1:
         raise ValueError(f"n={n}, shard={shard}: expected at least 1 network, and 1 in a shard")
     models, steps = plan(config, n), math.ceil(len(dataset.train[0]) / config.batch)
+    if start is not None:
+        if start.network != network or len(start) != n:
+            raise ValueError(f"start: {len(start)} x {start.network}, expected {n} x {network}")
+        activations = start.facts.get("activation", [config.activation] * n)
+        models = [replace(m, activation=a and str(a)) for m, a in zip(models, activations, strict=True)]
     for model in {(m.activation, m.dropout, m.init): m for m in models}.values():  # before any work: do they fit?
         _build(network, dataset, model)
     shortest = steps * min(config.choices("epochs"))
     if config.snapshots and config.snapshots[-1] > shortest:
         raise ValueError(f"snapshots: step {config.snapshots[-1]} is after the last step, {shortest}")
     engine = engines.choose(_build(network, dataset, models[0]), dataset.train[0].device.type)
-    folder = Path(folder) if folder else _folder(network, dataset, n, config, engine)
+    folder = Path(folder) if folder else _folder(network, dataset, n, config, engine, start)
     whole = folder / "zoo.safetensors"
     if whole.exists():
         return load(whole)
@@ -140,10 +148,10 @@ def train(
         progress.update(n - sum(len(group) for part, _ in missing for group in part))
         if executor is None:
             for part, path in missing:
-                _train_shard(network, dataset, config, engine, part, path, progress)
+                _train_shard(network, dataset, config, engine, start, part, path, progress)
         else:
             tasks = {
-                executor.submit(_train_shard, network, dataset, config, engine, part, path): part
+                executor.submit(_train_shard, network, dataset, config, engine, start, part, path): part
                 for part, path in missing
             }
             for task in as_completed(tasks):
@@ -159,9 +167,11 @@ def train(
     return load(whole)
 
 
-def _folder(network: str, dataset: Dataset, n: int, config: Config, engine: str) -> Path:
+def _folder(network: str, dataset: Dataset, n: int, config: Config, engine: str, start: Zoo | None) -> Path:
     text = f"{wsnotebook.__version__} {network} {dataset.name} {dataset.checksum} {n} {config!r} {engine}"
     digest = hashlib.sha256(text.encode() + split_digest(dataset))
+    if start is not None:
+        digest.update(start.weights.contiguous().numpy().tobytes())
     return cache_folder() / "zoos" / f"{network.replace(':', '.')}-{digest.hexdigest()[:16]}"
 
 
@@ -183,30 +193,42 @@ def _groups(models: list[Model], size: int) -> Iterator[list[Model]]:
 
 
 def _train_shard(
-    network: str, dataset: Dataset, config: Config, engine: str, groups: list[list[Model]], path: Path, progress=None
+    network: str,
+    dataset: Dataset,
+    config: Config,
+    engine: str,
+    start: Zoo | None,
+    groups: list[list[Model]],
+    path: Path,
+    progress=None,
 ) -> None:
     """Train these groups and write their zoo to `path`."""
     if progress is None:
         torch.set_num_threads(1)  # a worker process: the cores are shared
     parts = []
     for group in groups:
-        parts.append(_train_group(network, dataset, config, engine, group))
+        parts.append(_train_group(network, dataset, config, engine, start, group))
         if progress is not None:
             progress.update(len(group))
     concat(parts).save(path)
 
 
-def _train_group(network: str, dataset: Dataset, config: Config, engine: str, models: list[Model]) -> Zoo:
+def _train_group(
+    network: str, dataset: Dataset, config: Config, engine: str, start: Zoo | None, models: list[Model]
+) -> Zoo:
     """The zoo of these networks and their snapshots, without those that are not finite."""
     (x, y), first = dataset.train, models[0]
     template = _build(network, dataset, first)
     layout = Layout.of(template, exclude=COUNTERS)
-    start = torch.stack([layout.flatten(_build(network, dataset, model).state_dict()) for model in models])
+    if start is None:
+        first_rows = torch.stack([layout.flatten(_build(network, dataset, model).state_dict()) for model in models])
+    else:
+        first_rows = start.weights[[model.number for model in models]].to(x.device)
     column = lambda field: torch.tensor([getattr(m, field) for m in models], device=x.device)  # noqa: E731
     trainer = engines.make(
         engine,
         template,
-        start,
+        first_rows,
         optimiser=first.optimiser,
         lr=column("lr"),
         weight_decay=column("weight_decay").float(),
@@ -225,6 +247,8 @@ def _train_group(network: str, dataset: Dataset, config: Config, engine: str, mo
     weights = torch.cat(rows)
     finite = weights.isfinite().all(1)
     facts = {name: np.concatenate([part[name] for part in facts])[finite.cpu().numpy()] for name in facts[0]}
+    if start is not None:
+        facts["parent"] = start.facts.get("model", np.arange(len(start)))[facts["model"]]
     build = {"classes": len(dataset.classes), "channels": x.shape[1] if x.ndim == 4 else None}
     provenance = {"build": build, "dataset": dataset.name, "checksum": dataset.checksum, "official": dataset.official}
     provenance |= {"config": asdict(config), "engine": engine, "wsnotebook": wsnotebook.__version__}
