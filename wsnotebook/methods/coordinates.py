@@ -1,0 +1,105 @@
+"""Coordinates of a zoo: n networks of d weights are n points of a space of n - 1 dimensions, which is all that is used.
+
+The space through all networks loses nothing of them and keeps their distances (an exact change of basis, no model of
+the density); its first k directions are principal components (PCA). Both come from the n x n matrix of inner products
+("dual PCA"), in float64, a block of weights at a time; a d x d matrix never exists.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsnotebook.zoo.value import Zoo
+
+BLOCK = 2**22  # float64 numbers at a time
+RANK = 1e-10  # of the largest variance: below, a direction is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """k orthonormal directions around the mean of a zoo's networks, by falling variance.
+
+    Running statistics of batch norm are left out: a decoded network has the zoo's mean of them, and needs
+    `evaluation.recalibrated` on training images.
+    """
+
+    mean: Tensor  # (d,)
+    basis: Tensor  # (k, d) orthonormal rows, zero at statistics
+    deviations: Tensor  # (k,) standard deviations of the zoo's coordinates
+    explained: Tensor  # (k,) shares of the total variance of all d weights
+    learned: Tensor  # (d,) bool: no running statistic
+    like: Zoo  # one of the networks: what the layout and the architecture of all are
+
+    def __repr__(self) -> str:
+        k, d = self.basis.shape
+        return (
+            f"Coordinates({k} of d={d}, {100 * float(self.explained.sum()):.2f} % of the variance, rms {self.rms:.3g})"
+        )
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of a coordinate over the zoo: the unit in which noise is measured."""
+        return float(self.deviations.square().mean().sqrt())
+
+    def encode(self, weights: Tensor) -> Tensor:
+        """Weights (n, d) -> coordinates (n, k)."""
+        return (weights - self.mean) @ self.basis.T
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Coordinates (n, k) -> weights (n, d)."""
+        return torch.addmm(self.mean, z, self.basis)
+
+    def zoo(self, z: Tensor, **facts: np.ndarray) -> Zoo:
+        """Coordinates (n, k) -> networks made from no single other one: fact "parent" is -1; and these facts."""
+        made = {"model": np.arange(len(z)), "parent": np.full(len(z), -1)}
+        if "activation" in self.like.facts:
+            made["activation"] = self.like.facts["activation"].repeat(len(z))
+        return Zoo(self.decode(z), self.like.layout, made | facts, self.like.network, self.like.provenance)
+
+
+def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
+    """The k directions of largest variance; None: all that there are, n - 1 unless networks are equal.
+
+    Raises ValueError when the zoo spans fewer than k directions, or has networks of several activations.
+    """
+    kinds = np.unique(zoo.facts.get("activation", ["one"]))
+    if len(kinds) > 1:
+        raise ValueError(f"zoo: activations {', '.join(kinds)}; take the networks of one, as zoo.filter does")
+    n, device = len(zoo), zoo.weights.device
+    if n < 2 or (k is not None and not 1 <= k < n):
+        raise ValueError(
+            f"components={k}, zoo of {n} networks: n networks have at most n - 1 components; expected from 1 to n - 1, "
+            "of at least 2 networks"
+        )
+    learned = torch.tensor([kind != "statistic" for kind in zoo.layout.kinds])[zoo.layout.tensor_index()].to(device)
+    mean = zoo.weights.mean(0, dtype=torch.float64)
+    gram = torch.zeros(n, n, dtype=torch.float64, device=device)
+    blocks = torch.arange(zoo.layout.d, device=device).split(max(1, BLOCK // n))
+    for block in blocks:
+        centred = _centred(zoo, mean, learned, block)
+        gram += centred @ centred.T
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(gram))  # (n,), (n, n) columns; falling
+    rank = int((values > RANK * values[0].clamp(min=torch.finfo(torch.float64).tiny)).sum())
+    if rank < (k or 1):
+        raise ValueError(
+            f"components={k}: the zoo's {n} networks span {rank} directions (some are equal); expected from 1 to that"
+        )
+    values, vectors = values[: k or rank], vectors[:, : k or rank]
+    basis = torch.empty(len(values), zoo.layout.d, device=device)
+    for block in blocks:
+        basis[:, block] = ((vectors / values.sqrt()).T @ _centred(zoo, mean, learned, block)).float()
+    return Coordinates(
+        mean=mean.float(),
+        basis=basis,
+        deviations=(values / (n - 1)).sqrt().float(),
+        explained=(values / gram.trace()).float(),
+        learned=learned,
+        like=zoo.filter([0]),
+    )
+
+
+def _centred(zoo: Zoo, mean: Tensor, learned: Tensor, block: Tensor) -> Tensor:
+    """(n, len(block)) float64: a block of the weights around their mean, statistics zero."""
+    return (zoo.weights[:, block].double() - mean[block]) * learned[block]
