@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,21 @@ def write_page(path: str | Path, title: str, style: str, body: str, figure: go.F
     body: in it DRAWN stands for the figure, whose element is #plot, and each name in `values` for its value as JSON.
     Raises OSError when the path cannot be written.
     """
-    for name, value in values.items():
-        text = json.dumps(value, separators=(",", ":"))
-        body = body.replace(name, text.replace("<", "\\u003c"))  # so that no text ends the script
     config = {"displaylogo": False, "responsive": True}
     drawn = figure.to_html(config, full_html=False, include_plotlyjs=True, div_id="plot")
-    page = PAGE.replace("TITLE", title).replace("STYLE", style.strip()).replace("BODY", body.strip())
+    texts = {name: json.dumps(value, separators=(",", ":")) for name, value in values.items()}
+    texts = {name: text.replace("<", "\\u003c") for name, text in texts.items()}  # so that no text ends the script
+    body = _filled(body.strip(), texts | {"DRAWN": drawn})
+    page = _filled(PAGE, {"TITLE": title, "STYLE": style.strip(), "BODY": body})
     with replacing(path) as part:
-        part.write_text(page.replace("DRAWN", drawn), encoding="utf-8")
+        part.write_text(page, encoding="utf-8")
     return Path(path)
+
+
+def _filled(text: str, parts: dict[str, str]) -> str:
+    """The text with each name replaced by its part, in one pass: what is put in is not looked through."""
+    names = sorted(parts, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, names)), lambda found: parts[found[0]], text)
 
 
 PAGE = """<!doctype html>
