@@ -57,7 +57,19 @@ def zoos() -> str:
     return "\n".join(rows)
 
 
-SECTIONS = {"results": compression, "zoo results": zoos}  # by their marks in README
+def flows() -> str:
+    """The text between README's flow marks: notebook 06's table of generators."""
+    facts = json.loads((ROOT / "figures/laptop/06_weight_flow/generators.json").read_text(encoding="utf-8"))
+    columns, rows = facts["metrics"]["columns"], facts["metrics"]["rows"]
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for name, *cells in rows:
+        pairs = [(*evaluation.interval(cell), digits) for cell, digits in zip(cells, (2, 2, 2, 0), strict=True)]
+        texts = [f"{mean:.{d}f}" + (f" ± {half:.{d}f}" if half > 0 else "") for mean, half, d in pairs]
+        lines.append(f"| {name} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+SECTIONS = {"results": compression, "zoo results": zoos, "flow results": flows}  # by their marks in README
 
 
 def written(readme: str) -> str:

@@ -8,7 +8,6 @@ import matplotlib
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -95,8 +94,8 @@ def flow_training(histories: Mapping) -> Figure:
     left.set(ylabel="loss (standing still = 1)")
     right.set(ylabel="size of the velocity (target's = 1)")
     for axes in (left, right):
+        axes.set_xscale("symlog", linthresh=100)  # runs of very different lengths
         axes.set(xlabel="iteration", xlim=(0, None), ylim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle("How close the velocity comes to its target, and how large it is", x=0.01, ha="left")
