@@ -81,3 +81,10 @@ def test_check_finite_names_the_tensor(network):
     state["3.weight"][0, 0] = float("nan")
     with pytest.raises(ValueError, match="'3.weight' has 1 entries that are NaN"):
         check_finite(state)
+
+
+def test_learned_is_all_but_the_running_statistics(network):
+    layout = Layout.of(network)
+    marked = layout.unflatten(layout.learned())
+    assert {name for name, part in marked.items() if part.all()} == set(dict(network.named_parameters()))
+    assert {name for name, part in marked.items() if not part.any()} == set(dict(network.named_buffers()))

@@ -5,7 +5,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsnotebook import networks, training
+from wsnotebook import datasets, networks, training
+from wsnotebook.training import fingerprint
 
 QUICK = training.Config(epochs=4, batch=64, lr=3e-3, seed=1)
 
@@ -192,3 +193,19 @@ def test_bad_checkpoints_are_named_and_change_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.pt: no such file"):
         training.load_checkpoint(network, tmp_path / "absent.pt")
     assert same(network.state_dict(), before)
+
+
+def test_a_fingerprint_tells_contents_apart_and_nothing_else(digits):
+    w = torch.arange(6.0)
+    seen = [
+        fingerprint(w),
+        fingerprint(w.view(2, 3)),
+        fingerprint(("w", w)),
+        fingerprint(w + 1e-6),
+        fingerprint(digits),
+        fingerprint(datasets.load("digits", seed=1)),
+        fingerprint("w", 1),
+        fingerprint("w1"),
+    ]
+    assert len(set(seen)) == len(seen)
+    assert fingerprint(w, digits, 3) == fingerprint(w.clone(), datasets.load("digits"), 3)

@@ -65,6 +65,22 @@ def test_filter_takes_masks_and_rows_alike():
         one.filter(np.ones(3, bool))
 
 
+def test_made_networks_have_numbers_parents_and_the_zoos_activation():
+    one = a_zoo()
+    same_kind = one.derived(one.weights, activation=np.full(10, "tanh"))
+    new = same_kind.made(one.weights[:4], parent=np.array([3, 1, 1, 0]), init=np.arange(4))
+    assert {name: new.facts[name].tolist() for name in ("model", "parent", "init", "activation")} == {
+        "model": [0, 1, 2, 3],
+        "parent": [3, 1, 1, 0],
+        "init": [0, 1, 2, 3],
+        "activation": ["tanh"] * 4,
+    }
+    assert one.made(one.weights[:2]).facts["parent"].tolist() == [-1, -1]
+    mixed = one.derived(one.weights, activation=np.array(["tanh", "relu"] * 5))
+    with pytest.raises(ValueError, match="activations relu, tanh; take the networks of one"):
+        mixed.made(one.weights)
+
+
 def test_groups_cover_every_row_once_with_its_activation():
     one = a_zoo()
     facts = one.facts | {"activation": np.array(["tanh", "relu", "gelu", "relu", "tanh"] * 2)}

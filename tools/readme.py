@@ -44,29 +44,31 @@ def zoos() -> str:
         for name in ("barriers", "novelty")
     )
     setting = f"{controls['metrics']['networks']} networks on {lines['dataset']['name']}, one zoo"
-    rows = [f"**Straight lines between networks** ({setting})", ""]
-    rows += ["| | accuracy at the midpoint (%) | barrier (nats) |", "|---|---:|---:|"]
-    for line in lines["metrics"]["lines"]:
-        (mid, mid_half), (wall, wall_half) = map(evaluation.interval, (line["midpoint_accuracy"], line["barrier_nats"]))
-        rows.append(f"| {line['line']} | {mid:.1f} ± {mid_half:.1f} | {wall:.2f} ± {wall_half:.2f} |")
-    columns = controls["metrics"]["columns"]
-    rows += ["", "**Networks made without learning**, the controls of every generator", ""]
-    rows += [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    for name, accuracy, near, other, overlap, joint in controls["metrics"]["rows"]:
-        rows.append(f"| {name} | {accuracy:.2f} | {near:.2f} | {other:.2f} | {overlap:.2f} | {joint:.0f} |")
-    return "\n".join(rows)
+    text = evaluation.mean_and_half_width
+    walks = [
+        [line["line"], text(line["midpoint_accuracy"], 1), text(line["barrier_nats"], 2)]
+        for line in lines["metrics"]["lines"]
+    ]
+    made = [
+        [name, *(f"{value:.{digits}f}" for value, digits in zip(values, (2, 2, 2, 2, 0), strict=True))]
+        for name, *values in controls["metrics"]["rows"]
+    ]
+    parts = [f"**Straight lines between networks** ({setting})"]
+    parts += [evaluation.markdown(["accuracy at the midpoint (%)", "barrier (nats)"], walks)]
+    parts += ["**Networks made without learning**, the controls of every generator"]
+    parts += [evaluation.markdown(controls["metrics"]["columns"], made)]
+    return "\n\n".join(parts)
 
 
 def flows() -> str:
     """The text between README's flow marks: notebook 06's table of generators."""
     facts = json.loads((ROOT / "figures/laptop/06_weight_flow/generators.json").read_text(encoding="utf-8"))
-    columns, rows = facts["metrics"]["columns"], facts["metrics"]["rows"]
-    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    for name, *cells in rows:
-        pairs = [(*evaluation.interval(cell), digits) for cell, digits in zip(cells, (2, 2, 2, 0), strict=True)]
-        texts = [f"{mean:.{d}f}" + (f" ± {half:.{d}f}" if half > 0 else "") for mean, half, d in pairs]
-        lines.append(f"| {name} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+    text = evaluation.mean_and_half_width
+    rows = [
+        [name, *(text(values, digits) for values, digits in zip(columns, (2, 2, 2, 0), strict=True))]
+        for name, *columns in facts["metrics"]["rows"]
+    ]
+    return evaluation.markdown(facts["metrics"]["columns"], rows)
 
 
 SECTIONS = {"results": compression, "zoo results": zoos, "flow results": flows}  # by their marks in README

@@ -87,6 +87,10 @@ class Layout:
         batch = tuple(rows.shape[:-1])
         return {n: part.view(batch + s) for n, part, s in zip(self.names, parts, self.shapes, strict=True)}
 
+    def learned(self) -> Tensor:
+        """(d,) bool: whether the number at each place of the row is learned, not a running statistic."""
+        return torch.tensor([kind != "statistic" for kind in self.kinds])[self.tensor_index()]
+
     def tensor_index(self) -> Tensor:
         """(d,) int64: for each place in the row, the position of its tensor in `names`."""
         return torch.repeat_interleave(torch.arange(len(self.names)), torch.tensor(self.sizes))

@@ -178,16 +178,26 @@ def augmented(x: Tensor, config) -> Tensor:
 
 def kept_path(kind: str, config, dataset: Dataset, network: nn.Module) -> Path:
     """Where a run's state is kept: one file for each (kind, config, data, starting weights, package version)."""
-    digest = hashlib.sha256(f"{wsnotebook.__version__} {config!r} {dataset.name} {dataset.checksum}".encode())
-    digest.update(split_digest(dataset))
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return cache_folder() / "results" / f"{kind}-{digest.hexdigest()[:24]}.pt"
+    return cache_folder() / "results" / f"{kind}-{fingerprint(config, dataset, *network.state_dict().items())}.pt"
 
 
-def split_digest(dataset: Dataset) -> bytes:
-    """What tells two splits of the same data apart."""
-    return repr([len(dataset.train[1]), dataset.train[1][:256].tolist()]).encode()
+def fingerprint(*parts) -> str:
+    """24 hex digits that tell inputs apart, of this version of the package: what a kept result's file is named by.
+
+    Tensors, and those of (name, tensor), count by their content, data sets by checksum and split, the rest by repr.
+    """
+    digest = hashlib.sha256(wsnotebook.__version__.encode())
+    for part in parts:
+        name, part = part if isinstance(part, tuple) and isinstance(part[-1], Tensor) else ("", part)
+        if isinstance(part, Tensor):
+            data = part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            digest.update(f"\0{name} {tuple(part.shape)}".encode() + data)
+        elif isinstance(part, Dataset):
+            labels = part.train[1]
+            digest.update(f"\0{part.name} {part.checksum} {len(labels)} {labels[:256].tolist()}".encode())
+        else:
+            digest.update(f"\0{part!r}".encode())
+    return digest.hexdigest()[:24]
 
 
 def load_kept(path: Path | None) -> dict | None:

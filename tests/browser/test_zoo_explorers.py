@@ -47,19 +47,13 @@ def page(opened, notebooks):
     page.close()
 
 
-def test_keys_move_the_cloud_through_training(page):
-    end = page.evaluate(SEEN, 0)
-    delays = [press(page, "ArrowLeft") for _ in range(3)]
-    start = page.evaluate(SEEN, 0)
-    assert start["data"] != end["data"]
-    assert start["readout"] != end["readout"]
-    print(f"key to picture: {sorted(delays)[1]:.0f} ms")
-
-
-def test_keys_walk_between_two_networks(page):
-    before = page.evaluate(SEEN, 1)
-    delays = [press(page, "ArrowRight", 1) for _ in range(3)]
-    after = page.evaluate(SEEN, 1)
+@pytest.mark.parametrize(
+    ("k", "key"), [(0, "ArrowLeft"), (1, "ArrowRight")], ids=["through training", "along the line"]
+)
+def test_keys_move_the_picture_and_the_readout(page, k, key):
+    before = page.evaluate(SEEN, k)
+    delays = [press(page, key, k) for _ in range(3)]
+    after = page.evaluate(SEEN, k)
     assert before["data"] != after["data"]
     assert before["readout"] != after["readout"]
     print(f"key to picture: {sorted(delays)[1]:.0f} ms")
@@ -71,3 +65,16 @@ def test_another_network_in_the_cloud_is_another_walk(page):
     changed = "seen => document.querySelectorAll('[role=status][aria-live=polite]')[1].textContent !== seen"
     page.wait_for_function(changed, arg=before["readout"], timeout=20_000)
     assert page.evaluate(SEEN, 1)["data"] != before["data"]
+
+
+def test_a_third_network_opens_the_plane(page):
+    page.get_by_label("third", exact=True).first.select_option(index=3)
+    wait_idle(page)
+    page.get_by_role("button", name="plane").click()
+    contours = (
+        "() => [...document.querySelectorAll('.js-plotly-plot')].at(-1).data.filter(t => t.type === 'contour').length"
+    )
+    page.wait_for_function(f"() => ({contours})() === 2", timeout=20_000)
+    page.wait_for_timeout(500)
+    page.locator(".js-plotly-plot").last.scroll_into_view_if_needed()
+    page.screenshot(path=ROOT / "runs" / "screenshots" / "loss_plane.png")

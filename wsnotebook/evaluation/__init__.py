@@ -21,5 +21,7 @@ from wsnotebook.evaluation.reports import report as report
 from wsnotebook.evaluation.scores import COLUMNS as COLUMNS
 from wsnotebook.evaluation.scores import Score as Score
 from wsnotebook.evaluation.scores import interval as interval
+from wsnotebook.evaluation.scores import markdown as markdown
+from wsnotebook.evaluation.scores import mean_and_half_width as mean_and_half_width
 from wsnotebook.evaluation.scores import score as score
 from wsnotebook.evaluation.scores import table as table

@@ -59,7 +59,7 @@ def same_model(zoo: Zoo) -> np.ndarray:
 
 
 def _nearest(zoo: Zoo, other: Zoo, moments: Tensor | None, excluded: np.ndarray) -> Nearest:
-    moments = learned(zoo.layout) if moments is None else _checked(moments, zoo.layout)
+    moments = zoo.layout.learned().double() if moments is None else _checked(moments, zoo.layout)
     squares = _squared_distances(zoo.weights, other.weights, moments)
     index = np.where(excluded, np.inf, squares).argmin(1)
     distance = np.empty(len(zoo))
@@ -78,11 +78,6 @@ def _squared_distances(a: Tensor, b: Tensor, moments: Tensor) -> np.ndarray:
         x, y = ((part.double() - centre) * some.sqrt() for part in (some_a, some_b))
         out += x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
     return out.numpy()
-
-
-def learned(layout: Layout) -> Tensor:
-    """(d,) float64: 1 for each number that is learned, 0 for running statistics."""
-    return torch.tensor([float(kind != "statistic") for kind in layout.kinds]).double()[layout.tensor_index()]
 
 
 @torch.no_grad()
@@ -114,7 +109,7 @@ def input_moments(zoo: Zoo, x: Tensor, reference: int = 0) -> Tensor:
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: add(name, layer, inputs[0]))
     for part in x.split(ROWS):
         network(part)
-    moments = zoo.layout.unflatten(learned(zoo.layout))  # views
+    moments = zoo.layout.unflatten(zoo.layout.learned().double())  # views
     for name, total in sums.items():
         if positions[name]:
             moments[name].copy_(total / positions[name])

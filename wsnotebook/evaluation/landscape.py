@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from wsnotebook.evaluation.blocks import WEIGHTS
-from wsnotebook.evaluation.distances import learned
 from wsnotebook.evaluation.recalibration import recalibrated
 from wsnotebook.evaluation.reports import report
 
@@ -109,7 +108,7 @@ def plane(
     if recalibrate is None and any(name.endswith("running_var") for name in zoo.layout.names):
         raise ValueError(f"{zoo.network} has batch norm: give training images as recalibrate=")
     origin, *others = zoo.weights[corner].double()
-    u, v = ((other - origin) * learned(zoo.layout) for other in others)  # (d,)
+    u, v = ((other - origin) * zoo.layout.learned() for other in others)  # (d,)
     width = u.norm()
     along = v @ u / width.clamp(min=torch.finfo(u.dtype).tiny)
     v = v - along * u / width

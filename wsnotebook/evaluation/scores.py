@@ -59,16 +59,20 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
 
     Each cell is the mean and the half-width of its 95 % interval; with one run, the number alone.
     """
-    lines = [
-        " | ".join(["", *(heading for heading, _ in COLUMNS.values())]),
-        "|".join(["---"] + ["---:"] * len(COLUMNS)),
+    rows = [
+        [method, *(mean_and_half_width(measures[name], digits) for name, (_, digits) in COLUMNS.items())]
+        for method, measures in results.items()
     ]
-    for method, measures in results.items():
-        cells = [_mean_and_half_width(measures[name], digits) for name, (_, digits) in COLUMNS.items()]
-        lines.append(" | ".join([method, *cells]))
+    return markdown([heading for heading, _ in COLUMNS.values()], rows)
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table: rows of a name and a text for every column."""
+    lines = [" | ".join(["", *columns]), "|".join(["---"] + ["---:"] * len(columns)), *(map(" | ".join, rows))]
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _mean_and_half_width(values: list[float], digits: int) -> str:
+def mean_and_half_width(values: list[float], digits: int) -> str:
+    """As a table has it: the mean of repeated runs, and the half-width of its 95 % interval if there are several."""
     mean, half = interval(values)
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half > 0 else "")

@@ -13,23 +13,22 @@ from wsnotebook.zoo.value import Zoo
 def noise(zoo: Zoo, number: int, scale: float, seed: int = 0) -> Zoo:
     """Networks of the zoo with Gaussian noise of standard deviation `scale`; statistics are kept."""
     generator, rows = torch.Generator().manual_seed(seed), _drawn(zoo, (number, 1), seed)[:, 0]
-    learned = torch.tensor([kind != "statistic" for kind in zoo.layout.kinds])[zoo.layout.tensor_index()]
     draws = torch.randn(number, zoo.layout.d, generator=generator)
     models = zoo.facts.get("model", np.arange(len(zoo)))
-    return _made(zoo, zoo.weights[rows] + scale * learned * draws, models[rows])
+    return zoo.made(zoo.weights[rows] + scale * zoo.layout.learned() * draws, models[rows])
 
 
 def interpolations(zoo: Zoo, number: int, seed: int = 0, t: float | None = None) -> Zoo:
     """Points on the line between two different networks: at t, or at a random place of it."""
     a, b = zoo.weights[_drawn(zoo, (number, 2), seed)].unbind(1)  # (number, d)
     place = torch.rand(number, 1, generator=torch.Generator().manual_seed(seed)) if t is None else t
-    return _made(zoo, a + place * (b - a))
+    return zoo.made(a + place * (b - a))
 
 
 def averages(zoo: Zoo, number: int, of: int, seed: int = 0) -> Zoo:
     """Averages of `of` different networks each."""
     rows = _drawn(zoo, (number, of), seed)
-    return _made(zoo, torch.stack([zoo.weights[row].mean(0) for row in rows]))
+    return zoo.made(torch.stack([zoo.weights[row].mean(0) for row in rows]))
 
 
 def gaussian(zoo: Zoo, number: int, seed: int = 0) -> Zoo:
@@ -37,8 +36,7 @@ def gaussian(zoo: Zoo, number: int, seed: int = 0) -> Zoo:
     draws = torch.randn(number, zoo.layout.d, generator=torch.Generator().manual_seed(seed))
     weights = zoo.weights.mean(0) + zoo.weights.std(0) * draws
     low = zoo.weights.min(0).values
-    statistic = torch.tensor([kind == "statistic" for kind in zoo.layout.kinds])[zoo.layout.tensor_index()]
-    return _made(zoo, torch.where(statistic, torch.maximum(weights, low), weights))
+    return zoo.made(torch.where(zoo.layout.learned(), weights, torch.maximum(weights, low)))
 
 
 def _drawn(zoo: Zoo, shape: tuple[int, int], seed: int) -> np.ndarray:
@@ -47,13 +45,3 @@ def _drawn(zoo: Zoo, shape: tuple[int, int], seed: int) -> np.ndarray:
         raise ValueError(f"{shape[1]} different networks asked for, the zoo has {len(zoo)}")
     random = np.random.default_rng(seed)
     return np.stack([random.choice(len(zoo), shape[1], replace=False) for _ in range(shape[0])])
-
-
-def _made(zoo: Zoo, weights: torch.Tensor, parents: np.ndarray | None = None) -> Zoo:
-    facts = {"model": np.arange(len(weights)), "parent": np.full(len(weights), -1) if parents is None else parents}
-    if "activation" in zoo.facts:
-        kinds = set(zoo.facts["activation"].tolist())
-        if len(kinds) > 1:
-            raise ValueError(f"zoo: activations {sorted(kinds)}; take the networks of one, as zoo.filter does")
-        facts["activation"] = np.full(len(weights), kinds.pop())
-    return Zoo(weights, zoo.layout, facts, zoo.network, zoo.provenance)

@@ -53,10 +53,7 @@ class Coordinates:
 
     def zoo(self, z: Tensor, **facts: np.ndarray) -> Zoo:
         """Coordinates (n, k) -> networks made from no single other one: fact "parent" is -1; and these facts."""
-        made = {"model": np.arange(len(z)), "parent": np.full(len(z), -1)}
-        if "activation" in self.like.facts:
-            made["activation"] = self.like.facts["activation"].repeat(len(z))
-        return Zoo(self.decode(z), self.like.layout, made | facts, self.like.network, self.like.provenance)
+        return self.like.made(self.decode(z), **facts)
 
 
 def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
@@ -73,7 +70,7 @@ def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
             f"components={k}, zoo of {n} networks: n networks have at most n - 1 components; expected from 1 to n - 1, "
             "of at least 2 networks"
         )
-    learned = torch.tensor([kind != "statistic" for kind in zoo.layout.kinds])[zoo.layout.tensor_index()].to(device)
+    learned = zoo.layout.learned().to(device)
     mean = zoo.weights.mean(0, dtype=torch.float64)
     gram = torch.zeros(n, n, dtype=torch.float64, device=device)
     blocks = torch.arange(zoo.layout.d, device=device).split(max(1, BLOCK // n))

@@ -11,7 +11,6 @@ measured on held-out networks. The perfect minimiser only copies the zoo (`close
 comes from what stops the network short of it. `source` is the dial.
 """
 
-import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +20,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-import wsnotebook
 from wsnotebook.datasets import cache_folder, replacing
 from wsnotebook.methods.conditions import Conditions
 from wsnotebook.methods.coordinates import Coordinates, coordinates
 from wsnotebook.methods.flow_training import Run
 from wsnotebook.methods.sampling import integrate, start, times
 from wsnotebook.methods.velocity import Velocity
-from wsnotebook.training import check_at_least, check_choice, load_kept
+from wsnotebook.training import check_at_least, check_choice, fingerprint, load_kept
 from wsnotebook.zoo.value import Zoo
 
 KEEP_EVERY = 5.0  # seconds: a run that is kept stores where it is after the next chunk
@@ -178,8 +176,6 @@ def train(zoo: Zoo, config: Config, *, keep: bool = False) -> Flow:
 
 def _kept_path(zoo: Zoo, config: Config) -> Path:
     """Where a run's state is kept: one file for each (config, zoo, package version)."""
-    digest = hashlib.sha256(f"{wsnotebook.__version__} {config!r} {zoo.network} {zoo.layout!r}".encode())
-    digest.update(zoo.weights.cpu().contiguous().numpy().tobytes())
-    for fact in sorted({"model", config.condition} & set(zoo.facts)):
-        digest.update(repr(zoo.facts[fact].tolist()).encode())
-    return cache_folder() / "results" / f"weight-flow-{digest.hexdigest()[:24]}.pt"
+    facts = [(fact, zoo.facts[fact].tolist()) for fact in sorted({"model", config.condition} & set(zoo.facts))]
+    name = fingerprint(config, zoo.network, zoo.layout, zoo.weights, facts)
+    return cache_folder() / "results" / f"weight-flow-{name}.pt"

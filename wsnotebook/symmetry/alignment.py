@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from wsnotebook import networks
+from wsnotebook import evaluation, networks
 from wsnotebook.layout import Layout
 from wsnotebook.symmetry.attention import match_heads
 from wsnotebook.symmetry.axes import Specification
@@ -250,7 +250,7 @@ def _balanced(layout: Layout, spec: Specification, rows: Tensor) -> Tensor:
 
 def _compare(layout: Layout, rows: Tensor, row: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Inner products with and distances to one network (d,) of networks (n, d), without statistics: (n,), (n,)."""
-    counts = torch.tensor([kind != "statistic" for kind in layout.kinds], dtype=torch.float64)[layout.tensor_index()]
+    counts = layout.learned().double()
     own = row.double() * counts  # (d,)
     products = [float(other.double() @ own) for other in rows]
     distances = [float((other.double() * counts - own).norm()) for other in rows]
@@ -259,12 +259,8 @@ def _compare(layout: Layout, rows: Tensor, row: Tensor) -> tuple[np.ndarray, np.
 
 def _function_error(zoo: Zoo, weights: Tensor, x: Tensor) -> np.ndarray:
     """Largest change of an output on x from the zoo's networks to those of other weights (n, d): (n,)."""
-    errors = np.zeros(len(zoo))
-    for template, rows in zoo.groups():
-        for i in rows:
-            before, after = (_outputs(template, zoo.layout.unflatten(w[i]), x) for w in (zoo.weights, weights))
-            errors[i] = float((before - after).abs().max())
-    return errors
+    before, after = (evaluation.logits(each, x) for each in (zoo, zoo.derived(weights)))
+    return (before - after).abs().flatten(1).amax(1).cpu().numpy().astype(float)
 
 
 @torch.no_grad()

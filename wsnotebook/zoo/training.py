@@ -4,7 +4,6 @@ Which networks there are (`plan`) depends on the Config and n alone, and a netwo
 shards can be trained in any order, by any process, and one that is on disk is not trained again.
 """
 
-import hashlib
 import itertools
 import math
 import warnings
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ import wsnotebook
 from wsnotebook import engines, networks
 from wsnotebook.datasets import Dataset, cache_folder
 from wsnotebook.layout import COUNTERS, Layout
-from wsnotebook.training import SCHEDULES, augmented, check_at_least, check_choice, epoch_randomness, split_digest
+from wsnotebook.training import SCHEDULES, augmented, check_at_least, check_choice, epoch_randomness, fingerprint
 from wsnotebook.zoo.value import Zoo, concat, load
 
 VARIED = ("optimiser", "lr", "weight_decay", "init", "activation", "dropout", "epochs")  # fields that take a tuple
@@ -133,7 +133,8 @@ def train(
     if config.snapshots and config.snapshots[-1] > shortest:
         raise ValueError(f"snapshots: step {config.snapshots[-1]} is after the last step, {shortest}")
     engine = engines.choose(_build(network, dataset, models[0]), dataset.train[0].device.type)
-    folder = Path(folder) if folder else _folder(network, dataset, n, config, engine, start)
+    work = _Work(network, dataset, config, engine, start)
+    folder = Path(folder) if folder else _folder(work, n)
     whole = folder / "zoo.safetensors"
     if whole.exists():
         return load(whole)
@@ -148,12 +149,9 @@ def train(
         progress.update(n - sum(len(group) for part, _ in missing for group in part))
         if executor is None:
             for part, path in missing:
-                _train_shard(network, dataset, config, engine, start, part, path, progress)
+                _train_shard(work, part, path, progress)
         else:
-            tasks = {
-                executor.submit(_train_shard, network, dataset, config, engine, start, part, path): part
-                for part, path in missing
-            }
+            tasks = {executor.submit(_train_shard, work, part, path): part for part, path in missing}
             for task in as_completed(tasks):
                 task.result()
                 progress.update(sum(map(len, tasks[task])))
@@ -167,12 +165,20 @@ def train(
     return load(whole)
 
 
-def _folder(network: str, dataset: Dataset, n: int, config: Config, engine: str, start: Zoo | None) -> Path:
-    text = f"{wsnotebook.__version__} {network} {dataset.name} {dataset.checksum} {n} {config!r} {engine}"
-    digest = hashlib.sha256(text.encode() + split_digest(dataset))
-    if start is not None:
-        digest.update(start.weights.contiguous().numpy().tobytes())
-    return cache_folder() / "zoos" / f"{network.replace(':', '.')}-{digest.hexdigest()[:16]}"
+class _Work(NamedTuple):
+    """What all shards of a zoo share."""
+
+    network: str
+    dataset: Dataset
+    config: Config
+    engine: str
+    start: Zoo | None
+
+
+def _folder(work: _Work, n: int) -> Path:
+    network, dataset, config, engine, start = work
+    name = fingerprint(network, dataset, n, config, engine, start and start.weights)
+    return cache_folder() / "zoos" / f"{network.replace(':', '.')}-{name}"
 
 
 def _build(network: str, dataset: Dataset, model: Model) -> torch.nn.Module:
@@ -192,31 +198,21 @@ def _groups(models: list[Model], size: int) -> Iterator[list[Model]]:
         yield from (alike[i : i + size] for i in range(0, len(alike), size))
 
 
-def _train_shard(
-    network: str,
-    dataset: Dataset,
-    config: Config,
-    engine: str,
-    start: Zoo | None,
-    groups: list[list[Model]],
-    path: Path,
-    progress=None,
-) -> None:
+def _train_shard(work: _Work, groups: list[list[Model]], path: Path, progress=None) -> None:
     """Train these groups and write their zoo to `path`."""
     if progress is None:
         torch.set_num_threads(1)  # a worker process: the cores are shared
     parts = []
     for group in groups:
-        parts.append(_train_group(network, dataset, config, engine, start, group))
+        parts.append(_train_group(work, group))
         if progress is not None:
             progress.update(len(group))
     concat(parts).save(path)
 
 
-def _train_group(
-    network: str, dataset: Dataset, config: Config, engine: str, start: Zoo | None, models: list[Model]
-) -> Zoo:
+def _train_group(work: _Work, models: list[Model]) -> Zoo:
     """The zoo of these networks and their snapshots, without those that are not finite."""
+    network, dataset, config, engine, start = work
     (x, y), first = dataset.train, models[0]
     template = _build(network, dataset, first)
     layout = Layout.of(template, exclude=COUNTERS)

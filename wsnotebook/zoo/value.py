@@ -90,6 +90,20 @@ class Zoo:
         """Networks made from this zoo's, row by row: other weights (n, d), and facts to add or replace."""
         return replace(self, weights=weights, facts=self.facts | facts)
 
+    def made(self, weights: Tensor, parent: np.ndarray | int = -1, **facts: np.ndarray) -> "Zoo":
+        """New networks (m, d) of this zoo's architecture, not row by row; parent: the model each was, -1 for several.
+
+        Raises ValueError when the zoo's networks have several activations: which would a new one have?
+        """
+        m = len(weights)
+        own = {"model": np.arange(m), "parent": np.broadcast_to(parent, m).copy()}
+        if "activation" in self.facts:
+            kinds = np.unique(self.facts["activation"])
+            if len(kinds) > 1:
+                raise ValueError(f"zoo: activations {', '.join(kinds)}; take the networks of one, as zoo.filter does")
+            own["activation"] = np.repeat(kinds, m)
+        return replace(self, weights=weights, facts=own | facts)
+
     def split(self, shares: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> tuple["Zoo", ...]:
         """A zoo a share, such as train, validation and test; all rows with the same fact "model" go into the same one.
 
