@@ -45,3 +45,16 @@ def test_gaussian_has_the_zoos_moments_and_positive_variances(nets):
     assert (made.weights.mean(0) - nets.weights.mean(0)).abs().max() < 0.5 * nets.weights.std(0).max()
     assert (made.module(0).bn.running_var > 0).all()
     assert not torch.equal(made.weights, controls.gaussian(nets, 200, seed=1).weights)
+
+
+def test_pca_gaussian_has_the_zoos_covariance():
+    layout = Layout.of(networks.build("mlp-3-4-2"))
+    weights = torch.randn(300, layout.d) @ torch.randn(layout.d, layout.d)
+    nets = zoo.Zoo(weights, layout, {}, "mlp-3-4-2", {})
+    true, size = torch.cov(weights.T), torch.linalg.matrix_norm(torch.cov(weights.T))
+    for k, remainder, width in ((None, 0.0, 1.0), (None, 0.0, 0.5), (layout.d - 1, 1.0, 1.0)):
+        made = controls.pca_gaussian(nets, 20_000, k, width, remainder).weights
+        assert torch.linalg.matrix_norm(torch.cov(made.T) - width**2 * true) < 0.05 * size
+        assert torch.linalg.vector_norm(made.mean(0) - weights.mean(0)) < 0.05 * size.sqrt()
+    one = controls.pca_gaussian(nets, 50, 1).weights
+    assert torch.linalg.matrix_rank(one - one.mean(0), rtol=1e-4) == 1

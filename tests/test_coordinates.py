@@ -89,3 +89,20 @@ def test_too_many_components_are_refused(nets, k):
 def test_networks_of_two_activations_are_refused():
     with pytest.raises(ValueError, match="activations gelu, tanh; take the networks of one"):
         coordinates(made(4, activation=np.array(["tanh", "gelu"] * 2)))
+
+
+def test_the_remainder_is_what_the_components_leave():
+    nets = made(40)
+    c = coordinates(nets, 5)
+    left = nets.weights - c.decode(c.encode(nets.weights))
+    assert torch.allclose(c.rest, left.std(0), atol=1e-5)
+    z = torch.zeros(4000, 5)
+    drawn = c.zoo(z, remainder=0.5, seed=3).weights
+    assert torch.allclose(drawn.std(0), 0.5 * c.rest, rtol=0.1)
+    assert (drawn.mean(0) - c.mean).abs().max() < 5 * 0.5 * c.rest.max() / 4000**0.5
+    assert torch.equal(c.zoo(z, remainder=0.5, seed=3).weights, drawn)
+    whole = coordinates(nets)
+    z = whole.encode(nets.weights)
+    assert not whole.rest.any() and torch.equal(whole.zoo(z, remainder=1.0).weights, whole.decode(z))
+    with pytest.raises(ValueError, match="remainder=-1: expected a number from 0 up"):
+        c.zoo(z, remainder=-1)

@@ -148,13 +148,15 @@ def test_overlap_and_disagreement_say_what_does_not_fit():
 
 
 def test_copies_and_noise_are_never_novel_and_accurate(trained, split):
-    copies = evaluation.novelty(trained.filter([4, 0, 0]), trained, split)
+    copies = evaluation.novelty(trained.filter([4, 0, 0]), evaluation.reference(trained, split))
     assert copies.joint == 0
     assert (copies.generated.distance == 0).all()
     assert copies.generated.index.tolist() == [4, 0, 0]
     assert (copies.generated.error_iou == 1).all()
     assert (copies.generated.disagreement == 0).all()
-    noise = evaluation.novelty(make("mlp-64-12-10", 4, seed=99), trained, split, distance_times=0.5)
+    noise = evaluation.novelty(
+        make("mlp-64-12-10", 4, seed=99), evaluation.reference(trained, split), distance_times=0.5
+    )
     assert (noise.generated.distance > noise.distance_above).all()
     assert noise.joint == 0
 
@@ -162,7 +164,9 @@ def test_copies_and_noise_are_never_novel_and_accurate(trained, split):
 def test_novelty_is_its_parts(trained, split):
     born = trained.derived(trained.weights + 0.05 * torch.randn(trained.weights.shape))
     moments = evaluation.input_moments(trained, split[0])
-    found = evaluation.novelty(born, trained, split, moments, distance_times=0.5, accuracy_quantile=0.5)
+    found = evaluation.novelty(
+        born, evaluation.reference(trained, split, moments), distance_times=0.5, accuracy_quantile=0.5
+    )
     near, others = evaluation.nearest(born, trained, moments), evaluation.leave_one_out(trained, moments)
     own, reference = evaluation.report(born, split), evaluation.report(trained, split)
     assert found.distance_above == pytest.approx(np.median(others.distance) / 2)
@@ -179,9 +183,9 @@ def test_novelty_is_its_parts(trained, split):
 
 
 def test_the_reference_is_what_a_second_training_zoo_would_give(trained, split):
-    found = evaluation.novelty(trained, trained, split, distance_times=0.0, accuracy_quantile=0.0)
+    found = evaluation.novelty(trained, evaluation.reference(trained, split), distance_times=0.0, accuracy_quantile=0.0)
     assert found.joint == 0  # each is a copy of itself
     worst = found.reference.accuracy.min()
     assert found.reference_joint == pytest.approx(100 * (found.reference.accuracy > worst).mean())
     with pytest.raises(ValueError, match="accuracy_quantile"):
-        evaluation.novelty(trained, trained, split, accuracy_quantile=5)
+        evaluation.novelty(trained, evaluation.reference(trained, split), accuracy_quantile=5)

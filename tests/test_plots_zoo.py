@@ -278,8 +278,8 @@ def test_distances_leave_the_reference_out():
 
 def test_novelty_is_in_units_of_the_zoos_own_distances(aligned, last, digits):
     training, other = aligned.filter(last[:4]), aligned.filter(last[4:])
-    rows = {"held out": evaluation.novelty(other, training, digits.test)}
-    rows["copies"] = evaluation.novelty(training, training, digits.test)
+    rows = {"held out": evaluation.novelty(other, evaluation.reference(training, digits.test))}
+    rows["copies"] = evaluation.novelty(training, evaluation.reference(training, digits.test))
     axes = plots.novelty(rows).axes[0]
     cloud, *series = axes.lines
     reference = rows["copies"].reference
@@ -313,7 +313,7 @@ def test_axes_are_labelled_and_settings_left_alone(trained, paths, planes, last,
         plots.barriers(paths),
         plots.loss_plane(planes["raw"]),
         plots.distances(np.array([1.0, 2.0]), np.array([0.5, 1.0])),
-        plots.novelty({"same": evaluation.novelty(some, some, digits.test)}),
+        plots.novelty({"same": evaluation.novelty(some, evaluation.reference(some, digits.test))}),
     ]
     assert dict(matplotlib.rcParams) == settings
     for figure in figures:

@@ -10,9 +10,11 @@ from wsnotebook.evaluation.landscape import interpolate as interpolate
 from wsnotebook.evaluation.landscape import plane as plane
 from wsnotebook.evaluation.memorisation import Comparison as Comparison
 from wsnotebook.evaluation.memorisation import Novelty as Novelty
+from wsnotebook.evaluation.memorisation import Reference as Reference
 from wsnotebook.evaluation.memorisation import disagreement as disagreement
 from wsnotebook.evaluation.memorisation import error_iou as error_iou
 from wsnotebook.evaluation.memorisation import novelty as novelty
+from wsnotebook.evaluation.memorisation import reference as reference
 from wsnotebook.evaluation.recalibration import recalibrated as recalibrated
 from wsnotebook.evaluation.reports import Report as Report
 from wsnotebook.evaluation.reports import ensemble_accuracy as ensemble_accuracy

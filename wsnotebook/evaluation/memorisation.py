@@ -97,32 +97,44 @@ class Novelty:
         return "\n".join(lines) + ")"
 
 
-def novelty(
-    zoo: Zoo,
-    training_zoo: Zoo,
-    split: tuple[Tensor, Tensor],
-    moments: Tensor | None = None,
-    distance_times: float = 1.0,
-    accuracy_quantile: float = 0.05,
-) -> Novelty:
-    """How new and how accurate on split generated networks are; both zoos aligned to the same reference.
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A training zoo with what does not depend on the networks that are held against it; of `reference`."""
 
-    moments (d,): weights of the distance, of `input_moments`. distance_times: novel is farther from all training
-    networks than this times the median distance of a training network to its nearest other. accuracy_quantile:
-    accurate is above this quantile of the training networks' accuracies.
-    Raises ValueError when the zoos do not fit, or the training zoo has one model.
+    zoo: Zoo
+    split: tuple[Tensor, Tensor]
+    moments: Tensor | None
+    report: Report
+    comparison: Comparison  # each network against the others
+
+
+def reference(training_zoo: Zoo, split: tuple[Tensor, Tensor], moments: Tensor | None = None) -> Reference:
+    """What generated networks are held against: a training zoo on split, distances weighted by moments.
+
+    moments (d,): of `input_moments`. Raises ValueError when they do not fit, or the zoo has one model.
+    """
+    near, seen = leave_one_out(training_zoo, moments), report(training_zoo, split)
+    others = _comparison(seen, seen, near, same_model(training_zoo))
+    return Reference(training_zoo, split, moments, seen, others)
+
+
+def novelty(zoo: Zoo, reference: Reference, distance_times: float = 1.0, accuracy_quantile: float = 0.05) -> Novelty:
+    """How new and how accurate generated networks are; aligned to what the training zoo is aligned to.
+
+    distance_times: novel is farther from all training networks than this times the median distance of a training
+    network to its nearest other. accuracy_quantile: accurate is above this quantile of the training networks'
+    accuracies. Raises ValueError when the zoos do not fit.
     """
     if distance_times < 0 or not 0 <= accuracy_quantile <= 1:
         raise ValueError(
             f"distance_times={distance_times}, accuracy_quantile={accuracy_quantile}: expected from 0 up, from 0 to 1"
         )
-    near, near_reference = nearest(zoo, training_zoo, moments), leave_one_out(training_zoo, moments)
-    seen, reference = report(zoo, split), report(training_zoo, split)
+    near, own = nearest(zoo, reference.zoo, reference.moments), reference.comparison
     return Novelty(
-        _comparison(seen, reference, near),
-        _comparison(reference, reference, near_reference, same_model(training_zoo)),
-        distance_above=distance_times * float(np.median(near_reference.distance)),
-        accuracy_above=float(np.quantile(reference.accuracy, accuracy_quantile)),
+        _comparison(report(zoo, reference.split), reference.report, near),
+        own,
+        distance_above=distance_times * float(np.median(own.distance)),
+        accuracy_above=float(np.quantile(own.accuracy, accuracy_quantile)),
     )
 
 

@@ -7,6 +7,7 @@ start, or -1 where several were.
 import numpy as np
 import torch
 
+from wsnotebook.methods.coordinates import coordinates
 from wsnotebook.zoo.value import Zoo
 
 
@@ -31,12 +32,27 @@ def averages(zoo: Zoo, number: int, of: int, seed: int = 0) -> Zoo:
     return zoo.made(torch.stack([zoo.weights[row].mean(0) for row in rows]))
 
 
-def gaussian(zoo: Zoo, number: int, seed: int = 0) -> Zoo:
-    """Every weight drawn by itself from the Gaussian of its values in the zoo; variances stay positive."""
+def gaussian(zoo: Zoo, number: int, seed: int = 0, scale: float = 1.0) -> Zoo:
+    """Every weight drawn by itself from the Gaussian of its values in the zoo, `scale` times as wide.
+
+    Variances of batch norm stay positive.
+    """
     draws = torch.randn(number, zoo.layout.d, generator=torch.Generator().manual_seed(seed))
-    weights = zoo.weights.mean(0) + zoo.weights.std(0) * draws
+    weights = zoo.weights.mean(0) + scale * zoo.weights.std(0) * draws
     low = zoo.weights.min(0).values
     return zoo.made(torch.where(zoo.layout.learned(), weights, torch.maximum(weights, low)))
+
+
+def pca_gaussian(
+    zoo: Zoo, number: int, k: int | None = None, scale: float = 1.0, remainder: float = 0.0, seed: int = 0
+) -> Zoo:
+    """The Gaussian of the zoo's first k principal components (None: all), `scale` times as wide.
+
+    remainder: as `Coordinates.zoo`. What a flow of ours is before any training. Raises what `coordinates` does.
+    """
+    c = coordinates(zoo, k)
+    draws = torch.randn(number, len(c.basis), generator=torch.Generator().manual_seed(seed)).to(c.basis)
+    return c.zoo(scale * c.deviations * draws, remainder=remainder, seed=seed + 1)
 
 
 def _drawn(zoo: Zoo, shape: tuple[int, int], seed: int) -> np.ndarray:

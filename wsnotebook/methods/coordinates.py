@@ -29,6 +29,7 @@ class Coordinates:
     basis: Tensor  # (k, d) orthonormal rows, zero at statistics
     deviations: Tensor  # (k,) standard deviations of the zoo's coordinates
     explained: Tensor  # (k,) shares of the total variance of all d weights
+    rest: Tensor  # (d,) standard deviations of what the k directions leave of each weight; 0 if they leave nothing
     learned: Tensor  # (d,) bool: no running statistic
     like: Zoo  # one of the networks: what the layout and the architecture of all are
 
@@ -51,9 +52,21 @@ class Coordinates:
         """Coordinates (n, k) -> weights (n, d)."""
         return torch.addmm(self.mean, z, self.basis)
 
-    def zoo(self, z: Tensor, **facts: np.ndarray) -> Zoo:
-        """Coordinates (n, k) -> networks made from no single other one: fact "parent" is -1; and these facts."""
-        return self.like.made(self.decode(z), **facts)
+    def zoo(self, z: Tensor, *, remainder: float = 0.0, seed: int = 0, **facts: np.ndarray) -> Zoo:
+        """Coordinates (n, k) -> networks made from no single other one: fact "parent" is -1; and these facts.
+
+        remainder: what the k directions leave is drawn weight by weight, at so many times the zoo's deviation of it.
+        With a few directions, networks without it lie closer to the zoo than the zoo's networks do to each other.
+        Raises ValueError for a remainder that is negative or not finite.
+        """
+        if not 0 <= remainder < float("inf"):
+            raise ValueError(f"remainder={remainder!r}: expected a number from 0 up; 1 is as much as in the zoo")
+        weights = self.decode(z)
+        if remainder:
+            generator = torch.Generator().manual_seed(seed)
+            draws = torch.randn(weights.shape, generator=generator).to(weights)
+            weights.addcmul_(draws, self.rest, value=remainder)
+        return self.like.made(weights, **facts)
 
 
 def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
@@ -84,14 +97,20 @@ def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
             f"components={k}: the zoo's {n} networks span {rank} directions (some are equal); expected from 1 to that"
         )
     values, vectors = values[: k or rank], vectors[:, : k or rank]
-    basis = torch.empty(len(values), zoo.layout.d, device=device)
+    basis, rest = torch.empty(len(values), zoo.layout.d, device=device), torch.zeros(zoo.layout.d, device=device)
     for block in blocks:
-        basis[:, block] = ((vectors / values.sqrt()).T @ _centred(zoo, mean, learned, block)).float()
+        centred = _centred(zoo, mean, learned, block)
+        parts = (vectors / values.sqrt()).T @ centred  # (k, block)
+        basis[:, block] = parts.float()
+        if len(values) < rank:
+            left = centred.square().sum(0) - parts.square().T @ values
+            rest[block] = (left.clamp(min=0) / (n - 1)).sqrt().float()
     return Coordinates(
         mean=mean.float(),
         basis=basis,
         deviations=(values / (n - 1)).sqrt().float(),
         explained=(values / gram.trace()).float(),
+        rest=rest,
         learned=learned,
         like=zoo.filter([0]),
     )
