@@ -8,6 +8,7 @@ import os
 import random
 import tarfile
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -587,3 +588,10 @@ def test_from_folder_arguments(pictures, arguments):
     ((name, _),) = arguments.items()
     with pytest.raises(ValueError, match=f"^{name}=.*: expected"):
         datasets.from_folder(pictures, **arguments)
+
+
+def test_what_is_made_of_a_stand_in_is_labelled_so(digits):
+    one = replace(digits, name="cifar10, moved", official=False)
+    assert one.label == "cifar10, moved (stand-in: not the official files)"
+    assert replace(one, official=True).label == "cifar10, moved"
+    assert replace(one, name="my pictures").label == "my pictures"

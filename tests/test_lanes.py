@@ -45,13 +45,13 @@ def images(shape, n=40):
     return x, torch.randint(CLASSES, (n,), generator=generator)
 
 
-def engine(build, weights, optimiser="adam", **settings):
+def engine(build, weights, optimiser="adam", frozen=(), **settings):
     k = len(weights)
     columns = {"lr": 1e-2, "weight_decay": 0.0, "dropout": 0.0, "seeds": list(range(k))} | settings
     columns = {
         name: torch.as_tensor(v).expand(k) if name != "seeds" else torch.tensor(v) for name, v in columns.items()
     }
-    return lanes.LaneEngine(build(), weights, optimiser=optimiser, **columns)
+    return lanes.LaneEngine(build(), weights, optimiser=optimiser, frozen=frozen, **columns)
 
 
 def minibatches(n, steps, batch):
@@ -81,10 +81,12 @@ def test_gradients_are_those_of_autograd_in_float64_also_where_maxima_tie(networ
             torch.testing.assert_close(a, b.flatten(), rtol=0, atol=1e-5 * float(b.abs().max()))
 
 
-def plain(build, row, optimiser, lr, decay, x, y, batches, scale):
+def plain(build, row, optimiser, lr, decay, x, y, batches, scale, frozen=()):
     """(weights, mean loss) of the straightforward loop."""
     network = build().eval()
     vector_to_parameters(row.clone(), network.parameters())
+    for name in frozen:
+        network.get_parameter(name).requires_grad_(False)
     make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimiser]
     options = {"momentum": 0.9, "nesterov": True} if optimiser == "sgd" else {}
     optimiser, losses = make(network.parameters(), lr=lr, weight_decay=decay, **options), []
@@ -112,6 +114,25 @@ def test_training_is_that_of_a_plain_loop_with_settings_of_their_own_and_a_short
         after, loss = plain(build, weights[i], optimiser, lr[i].item(), decay[i].item(), x, y, batches, scale)
         torch.testing.assert_close(ours.weights[i], after, rtol=0, atol=1e-4)
         assert float(sum(halves)[i] / 2) == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    "frozen", [("0.weight", "0.bias"), ("0.weight", "0.bias", "3.weight", "3.bias", "7.bias"), ("3.weight", "12.bias")]
+)
+def test_frozen_parameters_keep_their_bits_and_the_others_learn_as_in_a_plain_loop(optimiser, frozen):
+    build, shape = NETWORKS["small"]
+    weights, (x, y) = rows_of(build, 2), images(shape)
+    batches, scale = minibatches(len(x), 20, 7), torch.ones(20)
+    ours = engine(build, weights, optimiser, lr=3e-3, weight_decay=0.3, frozen=frozen)
+    ours.run(x, y, batches, scale)
+    named = [(name, p.numel()) for name, p in build().named_parameters()]
+    still = torch.cat([torch.full((size,), name in frozen) for name, size in named])
+    assert torch.equal(ours.weights[:, still], weights[:, still])
+    for i in range(2):
+        after, _ = plain(build, weights[i], optimiser, 3e-3, 0.3, x, y, batches, scale, frozen)
+        torch.testing.assert_close(ours.weights[i], after, rtol=0, atol=1e-4)
+        assert (after != weights[i])[~still].any()
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.decomposition import PCA
 
 from wsnotebook import plots
+from wsnotebook.methods.transfer import Transfer
 from wsnotebook.plots import flow as pictures
 from wsnotebook.plots.flow import Scores
 
@@ -97,3 +99,30 @@ def test_a_frame_shows_the_path_at_its_step(step, strip):
     (x0, x1), (y0, y1) = left.get_xlim(), left.get_ylim()
     every = plane(path).reshape(-1, 2)
     assert ((every > [x0, y0]) & (every < [x1, y1])).all(), "the frame suits every step"
+
+
+def test_asked_and_made_draws_the_medians_and_says_how_far_off_they_are():
+    asked, made = np.repeat([80.0, 90.0], 3), np.array([70.0, 82.0, 95.0, 80.0, 87.0, 99.0])
+    figure = plots.asked_and_made(asked, made, np.array([85.0, 88.0]))
+    line = {each.get_label(): each for each in figure.axes[0].lines}
+    assert line["median"].get_ydata().tolist() == [82.0, 87.0]
+    assert line["a generated network"].get_ydata().tolist() == made.tolist()
+    assert "within 2.5 points" in figure.get_suptitle()
+    with pytest.raises(ValueError, match=r"asked \(6,\), made \(2,\)"):
+        plots.asked_and_made(asked, made[:2], made)
+
+
+def test_transfers_draw_each_arms_means_and_intervals():
+    values = {"a": np.array([[10.0, 12.0], [50.0, 54.0]]), "b": np.array([[10.0, 10.0], [90.0, 90.0]])}
+    found = Transfer("other", (0, 5), (), "keep", values, values, {})
+    figure = plots.transfers({"frozen": found, "free": found})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["frozen", "free"]
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
+    assert lines["a"].tolist() == [11.0, 52.0]
+    assert lines["b"].tolist() == [10.0, 90.0]
+    low, high = (edge(figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]) for edge in (min, max))
+    half = stats.t.ppf(0.975, 1)  # of two values 2 apart; twice it of two values 4 apart
+    assert low == pytest.approx(11 - half)
+    assert high == pytest.approx(52 + 2 * half)
+    with pytest.raises(ValueError, match="panels is empty"):
+        plots.transfers({})

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from wsnotebook import engines, networks, training, zoo
-from wsnotebook.layout import Layout
+from wsnotebook.layout import COUNTERS, Layout
 
 FAST = zoo.Config(epochs=1, batch=100, lr=3e-3)
 
@@ -67,6 +68,50 @@ def test_an_engine_trains_each_network_as_a_plain_loop_does(digits, engine, opti
         score = training.score(net, digits.test)
         assert accuracy[i] == pytest.approx(100 - score.error, abs=0.5)
         assert loss[i] == pytest.approx(score.loss, abs=1e-3)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("engine", "name", "frozen"),
+    [
+        ("stacked", "mlp-64-16-12-10", {"fc1.weight", "fc1.bias"}),
+        ("stacked", "cnn-tiny", {"conv1.weight", "conv1.bias", "fc1.bias"}),
+        ("single", "mlp-64-16-12-10", {"fc2.weight"}),
+        ("single", "resnet-8", {"conv.weight", "bn.weight", "bn.bias"}),
+    ],
+)
+def test_frozen_parameters_keep_their_bits_and_the_others_learn_as_in_a_plain_loop(
+    digits, engine, name, frozen, optimiser
+):
+    (x, y), build = digits.train, lambda seed: networks.build_for(digits, name, seed=seed).double()
+    rows = torch.randint(len(x), (2, 10, 16), generator=torch.Generator().manual_seed(0))  # (k, steps, batch)
+    nets, template = [build(0), build(1)], build(2)
+    layout = Layout.of(template, exclude=COUNTERS)
+    weights = torch.stack([layout.flatten(net.state_dict()) for net in nets])
+    lr, decay = torch.tensor([1e-3, 1e-3]).double(), torch.tensor([0.1, 0.3]).double()
+    settings = {"optimiser": optimiser, "lr": lr, "weight_decay": decay, "dropout": torch.zeros(2)}
+    trainer = engines.make(engine, template, weights, seeds=torch.arange(2), frozen=frozen, **settings)
+    trainer.run(x.double(), y, rows, torch.ones(10))
+    for i, net in enumerate(nets):
+        start, ours = layout.unflatten(weights[i]), layout.unflatten(trainer.weights[i])
+        for parameter in frozen:
+            net.get_parameter(parameter).requires_grad_(False)
+        wanted = loop(net, x.double(), y, rows[i], optimiser, lr[i].item(), decay[i].item()).state_dict()
+        for tensor in layout.names:
+            assert torch.equal(ours[tensor], start[tensor]) == (tensor in frozen)
+            torch.testing.assert_close(ours[tensor], wanted[tensor], rtol=0, atol=1e-9)
+    assert all(parameter.requires_grad for parameter in template.parameters())
+
+
+@pytest.mark.parametrize("network", ["mlp-64-8-10", "cnn-tiny", "resnet-8"])
+def test_a_zoo_freezes_what_its_patterns_name(digits, tmp_path, network):
+    last = "fc.*" if network == "resnet-8" else "fc2.*"
+    config = zoo.Config(epochs=1, batch=200, weight_decay=0.1, snapshots=(0,), frozen=(last, "*.bias"))
+    one = zoo.train(network, digits, 2, config, folder=tmp_path)
+    before, after = (one.layout.unflatten(one.weights[one.facts["epoch"] == epoch]) for epoch in (0, 1))
+    for name in one.layout.names:
+        frozen = name.startswith(last[:-1]) or name.endswith(".bias")
+        assert torch.equal(before[name], after[name]) == frozen, name
 
 
 def test_stacked_dropout_does_not_depend_on_the_neighbours(digits):
@@ -268,6 +313,12 @@ def test_what_cannot_be_trained_is_said_before_any_work(digits, tmp_path):
         train("resnet-8", activation="relu")
     with pytest.raises(ValueError, match="does not take"):
         train("mlp-65-8-10")
+    with pytest.raises(ValueError, match=r"'conv\*' is no parameter's name or pattern; they are fc1.weight, fc1.bias"):
+        train(frozen=("fc1.*", "conv*"))
+    with pytest.raises(ValueError, match="nothing to train"):
+        train(frozen=("*.weight", "*.bias"))
+    with pytest.raises(ValueError, match="expected a tuple"):
+        train(frozen="fc1.*")
     assert not (tmp_path / "none").exists()
 
 
@@ -282,6 +333,12 @@ def test_a_recipe_names_what_exists(name):
 def test_an_unknown_recipe_lists_the_known():
     with pytest.raises(ValueError, match="mlp_mnist"):
         zoo.recipe("mlp_mnst")
+
+
+def test_transformed_images_under_an_old_name_are_other_data(digits):
+    (x, y), plain = digits.train, zoo.train("mlp-64-8-10", digits, 1, FAST)
+    turned = zoo.train("mlp-64-8-10", replace(digits, train=(x.mT, y)), 1, FAST)
+    assert not torch.equal(plain.weights, turned.weights)
 
 
 def test_a_second_call_loads_what_the_cache_holds(digits, monkeypatch):

@@ -59,8 +59,11 @@ class Dataset:
 
     @property
     def label(self) -> str:
-        """The name to write beside a result: it says so when the files are not the ones that the name promises."""
-        if self.official or self.name not in NAMES:
+        """The name to write beside a result: it says so when the files are not the ones that the name promises.
+
+        A data set made from another keeps that one's name before a comma, as "cifar10, moved".
+        """
+        if self.official or self.name.partition(",")[0] not in NAMES:
             return self.name
         return f"{self.name} ({'stand-in: ' if self.name.startswith('cifar') else ''}not the official files)"
 

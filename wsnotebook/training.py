@@ -184,7 +184,8 @@ def kept_path(kind: str, config, dataset: Dataset, network: nn.Module) -> Path:
 def fingerprint(*parts) -> str:
     """24 hex digits that tell inputs apart, of this version of the package: what a kept result's file is named by.
 
-    Tensors, and those of (name, tensor), count by their content, data sets by checksum and split, the rest by repr.
+    Tensors, and those of (name, tensor), count by their content, data sets by checksum, split and their first rows,
+    which may have been transformed, the rest by repr.
     """
     digest = hashlib.sha256(wsnotebook.__version__.encode())
     for part in parts:
@@ -193,8 +194,11 @@ def fingerprint(*parts) -> str:
             data = part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
             digest.update(f"\0{name} {tuple(part.shape)}".encode() + data)
         elif isinstance(part, Dataset):
-            labels = part.train[1]
-            digest.update(f"\0{part.name} {part.checksum} {len(labels)} {labels[:256].tolist()}".encode())
+            digest.update(f"\0{part.name} {part.checksum}".encode())
+            for rows in (part.train, part.validation, part.test):
+                for values in rows:
+                    first = values[:256].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+                    digest.update(f"\0{tuple(values.shape)}".encode() + first.tobytes())
         else:
             digest.update(f"\0{part!r}".encode())
     return digest.hexdigest()[:24]

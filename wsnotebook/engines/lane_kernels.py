@@ -46,6 +46,7 @@ LAYER = np.dtype(
             "chunk",  # its slice of `chunks`: where the vectors of a window's rows lie, from the corner
             "chunks",
             "grown",  # chunks, in whole CHUNKS
+            "learns",  # whether any of its parameters does
         )
     ]
 )
@@ -62,6 +63,7 @@ class Net(NamedTuple):
     weights: np.ndarray  # (k, D)
     kernels: np.ndarray  # (k, number of numbers) for the forward pass
     order: np.ndarray  # where in a row of parameters each of those is
+    learned: np.ndarray  # (s, 2) start and stop of the parts of a row of parameters that are not frozen
     a: np.ndarray  # activations of one image and one model, one layer after another
     slope: np.ndarray  # da / d(what it was before activation and dropout)
     where: np.ndarray  # the corner of the window that each number comes from, int32
@@ -299,20 +301,23 @@ def _input_gradient(row, g, where, layer, chunks):
 @njit(error_model="numpy")
 def _backward(net, model, gradient):
     """Add an image's part to gradient (D,); the last layer's part of g is filled."""
-    layers, g, last = net.layers, net.g, net.layers.size - 1
+    layers, g, first, last = net.layers, net.g, 0, net.layers.size - 1
+    while not layers[first].learns:
+        first += 1
     g[layers[0].target : layers[last].target] = f32(0)
-    for l in range(last, -1, -1):
+    for l in range(last, first - 1, -1):
         layer = layers[l]
         for i in range(layer.target, layer.target + layer.positions * layer.padded):
             g[i] *= net.slope[i]
-        _weight_gradient(net.a, g, net.where, layer, net.chunks, gradient)
-        if l > 0:
+        if layer.learns:
+            _weight_gradient(net.a, g, net.where, layer, net.chunks, gradient)
+        if l > first:
             _input_gradient(net.weights[model], g, net.where, layer, net.chunks)
 
 
 @njit(fastmath=CAREFUL, error_model="numpy")
 def _update(optimiser, w, m, v, g, lr, decay, step):
-    """A step of PyTorch's Adam, AdamW or SGD (Nesterov momentum 0.9) for one model."""
+    """A step of PyTorch's Adam, AdamW or SGD (Nesterov momentum 0.9) for a part of one model."""
     if optimiser == SGD:
         rate, decay = f32(lr), f32(decay)
         for i in range(w.size):
@@ -364,7 +369,9 @@ def train(net, m, v, optimiser, lr, decay, dropout, seeds, images, labels, rows,
                     i += 1
             losses[model] += loss / n
             weights, rate = net.weights[model], lr[model] * scale[s]
-            _update(optimiser, weights, m[model], v[model], gradient, rate, decay[model], step + s + 1)
+            for a, b in net.learned:
+                part = weights[a:b], m[model, a:b], v[model, a:b], gradient[a:b]
+                _update(optimiser, *part, rate, decay[model], step + s + 1)
             for j in range(net.order.size):
                 net.kernels[model, j] = weights[net.order[j]]
 

@@ -4,6 +4,7 @@ What a framework spends on a network of a few thousand weights is overhead: here
 network, and back, within the first cache level. `lane_kernels` has the passes; this file lays a network out for them.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -102,6 +103,7 @@ class Plan(NamedTuple):
     chunks: np.ndarray
     where: np.ndarray  # a row; pooling overwrites its part
     order: np.ndarray  # where in a row of parameters each number of the forward pass's weights is
+    learned: np.ndarray  # start and stop of its parts that are not frozen
     place: np.ndarray  # (d,) where in it each entry of the state dict is
     length: int  # D, of a row of parameters; the last number stays 0
 
@@ -110,13 +112,17 @@ def _whole(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def plan(network: nn.Sequential, shape: tuple[int, ...]) -> Plan:
-    """Lay a network out for images of a shape (c, h, w). Raises ValueError when they do not fit, naming the layer."""
+def plan(network: nn.Sequential, shape: tuple[int, ...], frozen: Collection[str]) -> Plan:
+    """Lay a network out for images of a shape (c, h, w); frozen: names of the parameters that are not learned.
+
+    Raises ValueError when network and images do not fit, naming the layer.
+    """
     (c, h, w), stride = shape, shape[0]  # an input's sizes, and the floats between two neighbouring positions
     source, target, length = 0, _whole(c * h * w, WIDTH), 0
     layers, place, tables = [], [], {name: [] for name in ("line", "pair", "slot", "chunk", "kernel")}
     where = [np.zeros(target)]
-    for affine, pooled, activation, dropout in stages(network):
+    learns = np.array([name not in frozen for name, _ in network.named_parameters()])  # weight, bias, weight, ...
+    for (affine, pooled, activation, dropout), own in zip(stages(network), learns.reshape(-1, 2), strict=True):
         linear = isinstance(affine, nn.Linear)
         if linear and h == w == 1:
             c, w, stride = 1, c, 1
@@ -152,7 +158,7 @@ def plan(network: nn.Sequential, shape: tuple[int, ...]) -> Plan:
         record = {name: sum(part.size for part in table) for name, table in tables.items() if name != "slot"}
         record |= {"channels": out, "padded": padded, "positions": oh * ow, "source": source, "target": target}
         record |= {"pooled": pooled, "activation": activation, "dropout": dropout, "stride": stride, "width": kw}
-        record |= {"weight": length, "bias": bias, "grown": grown}
+        record |= {"weight": length, "bias": bias, "grown": grown, "learns": own.any()}
         record |= {"lines": line.size, "pairs": parts["pair"].size, "chunks": chunk.size}
         layers.append(tuple(int(record[name]) for name in LAYER.names))
         for name, part in parts.items():
@@ -167,8 +173,10 @@ def plan(network: nn.Sequential, shape: tuple[int, ...]) -> Plan:
     line, pair, slot, chunk, order = (np.concatenate(table).astype(np.int64) for table in tables.values())
     length += WIDTH
     order[order < 0] = length - 1
-    where, place = np.concatenate(where).astype(np.int32), np.concatenate(place)
-    return Plan(np.array(layers, LAYER), line, pair, slot, chunk, where, order, place, length)
+    where, place, layers = np.concatenate(where).astype(np.int32), np.concatenate(place), np.array(layers, LAYER)
+    starts = np.append(np.stack([layers["weight"], layers["bias"]], 1), length)  # of the parameters, and the end
+    learned = starts[np.diff(learns, prepend=False, append=False)].reshape(-1, 2)  # neighbours are one part
+    return Plan(layers, line, pair, slot, chunk, where, order, learned, place, length)
 
 
 class LaneEngine:
@@ -176,7 +184,8 @@ class LaneEngine:
 
     weights (k, d) float32, rows in state-dict order; lr, weight_decay, dropout, seeds (k,): one a model, dropout the
     probability at every Dropout layer (whose own is not read). optimiser: "adam", "adamw" or "sgd" (Nesterov momentum
-    0.9), as PyTorch's. A dropout mask depends on (seed, step, place in the batch, layer, unit) and nothing else.
+    0.9), as PyTorch's. frozen: names of the parameters that stay as they are. A dropout mask depends on (seed, step,
+    place in the batch, layer, unit) and nothing else.
     Raises ValueError for a network that `stages` refuses, or sizes that do not fit.
     """
 
@@ -190,6 +199,7 @@ class LaneEngine:
         weight_decay: Tensor,
         dropout: Tensor,
         seeds: Tensor,
+        frozen: Collection[str] = (),
     ):
         stages(network)
         d = sum(parameter.numel() for parameter in network.parameters())
@@ -203,7 +213,7 @@ class LaneEngine:
                 raise ValueError(f"{name}: shape {tuple(values.shape)}, expected ({k},), one a model")
         if not ((dropout >= 0) & (dropout < 1)).all():
             raise ValueError(f"dropout: {dropout.tolist()}, expected probabilities in [0, 1)")
-        self.network, self.optimiser, self.step = network, OPTIMISERS[optimiser], 0
+        self.network, self.optimiser, self.frozen, self.step = network, OPTIMISERS[optimiser], frozen, 0
         self.lr, self.weight_decay, self.dropout = (t.double().numpy() for t in (lr, weight_decay, dropout))
         self.seeds = seeds.long().numpy()
         self.start, self.shape = weights.detach().float().clone(), None
@@ -267,11 +277,11 @@ class LaneEngine:
         return x.detach().float().contiguous().flatten(2).numpy()
 
     def _lay_out(self, shape: tuple[int, ...]) -> None:
-        k, laid = len(self.start), plan(self.network, shape)
+        k, laid = len(self.start), plan(self.network, shape, self.frozen)
         weights = torch.zeros(k, laid.length).numpy()  # torch's memory starts at a cache line
         weights[:, laid.place] = self.start.numpy()
         a, slope, g = torch.zeros(3, laid.where.size).numpy()
-        state = weights, weights.take(laid.order, 1), laid.order, a, slope, laid.where, g
+        state = weights, weights.take(laid.order, 1), laid.order, laid.learned, a, slope, laid.where, g
         self.net = kernels.Net(laid.layers, laid.lines, laid.pairs, laid.slots, laid.chunks, *state)
         self.place, self.shape = laid.place, shape
         self.m, self.v = torch.zeros(2, k, laid.length).numpy()

@@ -5,6 +5,7 @@ Both have the same three methods and one attribute as `lanes.LaneEngine`: `run` 
 """
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +30,20 @@ class StackedEngine:
         weight_decay: Tensor,  # (k,)
         dropout: Tensor,  # (k,) probabilities
         seeds: Tensor,  # (k,) of the dropout masks
+        frozen: Collection[str] = (),  # names of the parameters that stay as they are
     ):
         if not stacked.supports(network):
             raise ValueError(f"{type(network).__name__} cannot be stacked: expected a flat Sequential of known layers")
         self.network, self.layout = network, Layout.of(network)
-        self.states = {n: t.clone().requires_grad_() for n, t in self.layout.unflatten(weights).items()}
+        self.states = {n: t.clone().requires_grad_(n not in frozen) for n, t in self.layout.unflatten(weights).items()}
+        self.learned = [t for t in self.states.values() if t.requires_grad]
         self.dropout, self.seeds = stacked.Dropout(dropout, seeds) if dropout.any() else None, seeds
         alike = torch.stack([lr, weight_decay], 1)  # neighbours with the same settings are one block of the optimiser
         starts = [0, *(torch.flatten((alike[1:] != alike[:-1]).any(1).nonzero()) + 1).tolist(), len(lr)]
         self.blocks = list(zip(starts, starts[1:], strict=False))
         groups = [
             {
-                "params": [t.detach()[a:b] for t in self.states.values()],
+                "params": [t.detach()[a:b] for t in self.learned],
                 "lr": lr[a].item(),
                 "decay": weight_decay[a].item(),
             }
@@ -54,7 +57,7 @@ class StackedEngine:
         rows (steps, batch), or each network's own (k, steps, batch); -1 is no row, in the same places for all.
         lr_scale (steps,) multiplies the learning rates.
         """
-        total, states, own = torch.zeros(len(self.seeds), device=x.device), list(self.states.values()), rows.ndim == 3
+        total, own = torch.zeros(len(self.seeds), device=x.device), rows.ndim == 3
         if isinstance(self.network[0], nn.Flatten):
             x = x.flatten(1)
         for batch, scale in zip(rows.unbind(-2), lr_scale.tolist(), strict=True):
@@ -62,7 +65,7 @@ class StackedEngine:
             logits = stacked.forward(self.network, self.states, x[batch], self.dropout, own)  # (k, b, classes)
             target = y[batch].expand(len(logits), -1)
             losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target).mean(1)
-            gradients = torch.autograd.grad(losses.sum(), states)
+            gradients = torch.autograd.grad(losses.sum(), self.learned)
             for (a, b), group in zip(self.blocks, self.optimiser.param_groups, strict=True):
                 group["lr"] = group["initial_lr"] * scale
                 for parameter, gradient in zip(group["params"], gradients, strict=True):
@@ -87,7 +90,10 @@ class StackedEngine:
 
 
 class SingleEngine:
-    """Any module, with its buffers; k networks, trained one after another. Settings as for `StackedEngine`."""
+    """Any module, with its buffers; k networks, trained one after another. Settings as for `StackedEngine`.
+
+    The running statistics of a frozen batch norm go on adapting, as in PyTorch: they are no parameters.
+    """
 
     def __init__(
         self,
@@ -99,6 +105,7 @@ class SingleEngine:
         weight_decay: Tensor,
         dropout: Tensor,
         seeds: Tensor,
+        frozen: Collection[str] = (),
     ):
         self.layout, self.networks, self.optimisers = Layout.of(network, exclude=COUNTERS), [], []
         self.seeds, self.step = seeds.tolist(), 0
@@ -108,7 +115,9 @@ class SingleEngine:
             for module in one.modules():
                 if isinstance(module, nn.Dropout) and p > 0:
                     module.p = p
-            group = {"params": list(one.parameters()), "lr": rate, "decay": decay}
+            for name, parameter in one.named_parameters():
+                parameter.requires_grad_(name not in frozen)
+            group = {"params": [p for p in one.parameters() if p.requires_grad], "lr": rate, "decay": decay}
             self.networks.append(one)
             self.optimisers.append(make_optimiser(optimiser, [group]))
 

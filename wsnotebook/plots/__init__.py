@@ -1,8 +1,10 @@
 """A result in, a matplotlib Figure out. Every function returns a new Figure and touches no global state."""
 
 from wsnotebook.plots.common import STYLE as STYLE
+from wsnotebook.plots.flow import asked_and_made as asked_and_made
 from wsnotebook.plots.flow import flow_frame as flow_frame
 from wsnotebook.plots.flow import flow_training as flow_training
+from wsnotebook.plots.flow import transfers as transfers
 from wsnotebook.plots.landscape import barriers as barriers
 from wsnotebook.plots.landscape import distances as distances
 from wsnotebook.plots.landscape import loss_plane as loss_plane

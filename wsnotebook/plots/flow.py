@@ -11,9 +11,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from wsnotebook.evaluation import interval
 from wsnotebook.plots.common import INK, styled
 
-LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))  # a label each
+LOOKS = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#333333", "X"),
+)  # a label each
 LANDMARK, PARTICLE, CHOSEN = "#999999", "#0072B2", "#D55E00"
 COLOURS = 33  # of filters: few, so that their images are small
 
@@ -99,6 +107,53 @@ def flow_training(histories: Mapping) -> Figure:
         axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle("How close the velocity comes to its target, and how large it is", x=0.01, ha="left")
+    return figure
+
+
+@styled
+def asked_and_made(asked: np.ndarray, made: np.ndarray, trained: np.ndarray) -> Figure:
+    """Generated networks: the accuracy that the flow was told against the one that they have, both (n,) in %.
+
+    trained: the accuracies of the training networks. Raises ValueError for shapes that differ, or no networks.
+    """
+    if not len(asked) or np.shape(asked) != np.shape(made):
+        raise ValueError(f"asked {np.shape(asked)}, made {np.shape(made)}: expected the same shape (n,), n from 1 up")
+    levels = np.unique(asked)
+    middle = [np.median(made[asked == level]) for level in levels]
+    figure = Figure(figsize=(7, 3.4))
+    axes, side = figure.subplots(1, 2, sharey=True, width_ratios=(5, 2))
+    axes.plot(levels, levels, color=INK, lw=0.9, ls=":", label="as asked")
+    axes.plot(asked, made, "o", color=PARTICLE, ms=4, alpha=0.35, mec="none", label="a generated network")
+    axes.plot(levels, middle, "s-", color=CHOSEN, ms=6, lw=1.6, label="median")
+    axes.set(xlabel="accuracy asked for (%)", ylabel="accuracy made (%)")
+    side.hist(trained, bins=30, orientation="horizontal", color=LANDMARK)
+    side.set(xlabel="training networks")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    off = float(np.median(np.abs(np.array(middle) - levels)))
+    figure.suptitle(f"Told an accuracy, the flow's median comes within {off:.1f} points of it", x=0.01, ha="left")
+    return figure
+
+
+@styled
+def transfers(panels: Mapping) -> Figure:
+    """Accuracy on other data over epochs of training there, an arm each, in panels {title: methods.transfer.Transfer}.
+
+    Lines are means over an arm's networks, bands 95 % intervals. Raises ValueError for no panels.
+    """
+    if not panels:
+        raise ValueError("panels is empty: pass {title: transfer(...)}")
+    figure = Figure(figsize=(7, 3.6))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (title, found) in zip(axes, panels.items(), strict=True):
+        places = np.arange(len(found.epochs))
+        for (arm, values), (colour, marker) in zip(found.test.items(), cycle(LOOKS), strict=False):
+            middle, half = np.array([interval(epoch.tolist()) for epoch in values]).T
+            ax.plot(places, middle, color=colour, marker=marker, ms=5, lw=1.6, label=arm)
+            ax.fill_between(places, middle - half, middle + half, color=colour, alpha=0.2, lw=0)
+        ax.set(title=title, xlabel="epochs on the other data", xticks=places, xticklabels=found.epochs)
+    axes[0].set(ylabel="test accuracy (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle("What was learned elsewhere, trained on", x=0.01, ha="left")
     return figure
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor, as_completed
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ SCORED = 5_000  # training rows that a network's training accuracy is measured o
 class Config:
     """How the networks of a zoo are trained. A tuple in one of `VARIED` is a list of choices.
 
+    A frozen parameter has no weight decay either; the running statistics of a frozen batch norm go on adapting.
     The networks go through the grid of all choices in a shuffled order, again and again: n networks of a grid of g
     are n / g of each combination, and the first n of them when n < g.
     """
@@ -48,6 +50,7 @@ class Config:
     dropout: float | tuple[float, ...] = 0.0  # probability
     shift: int = 0  # random shifts of the images by up to so many pixels
     flip: bool = False  # random horizontal flips
+    frozen: tuple[str, ...] = ()  # parameters that stay as they start: names, or patterns such as "conv1.*"
     order: str = "own"  # of the minibatches: own | shared by all networks (their first layers are then one product)
     snapshots: tuple[int, ...] = ()  # steps after which every network is kept, besides the last
     seed: int = 0  # network i has the seed `seed` + i, of its weights, order and dropout
@@ -65,6 +68,8 @@ class Config:
                     raise ValueError(f"zoo.Config: {field}={value!r}, expected a number >= {low}")
         if list(self.snapshots) != sorted(set(self.snapshots)) or min(self.snapshots, default=0) < 0:
             raise ValueError(f"zoo.Config: snapshots={self.snapshots}, expected increasing steps >= 0")
+        if not isinstance(self.frozen, tuple):
+            raise ValueError(f"zoo.Config: frozen={self.frozen!r}, expected a tuple of names or patterns")
 
     def choices(self, field: str) -> tuple:
         """The values that a field takes over the zoo."""
@@ -117,7 +122,7 @@ def train(
     Facts of a network: model (its number), step, epoch, seed, parent (-1: trained from scratch), the fields of
     `VARIED`, accuracies in % and losses in nats of train (its first 5,000 rows), validation and test, and gap (train
     minus test accuracy). Networks that diverged are left out with a RuntimeWarning. Raises ValueError for n < 1, a
-    network that does not take the data, a choice that it does not have, and a damaged shard.
+    network that does not take the data, a choice or a frozen parameter that it does not have, and a damaged shard.
     """
     if n < 1 or shard < 1:
         raise ValueError(f"n={n}, shard={shard}: expected at least 1 network, and 1 in a shard")
@@ -132,7 +137,9 @@ def train(
     shortest = steps * min(config.choices("epochs"))
     if config.snapshots and config.snapshots[-1] > shortest:
         raise ValueError(f"snapshots: step {config.snapshots[-1]} is after the last step, {shortest}")
-    engine = engines.choose(_build(network, dataset, models[0]), dataset.train[0].device.type)
+    template = _build(network, dataset, models[0])
+    _frozen(template, config)
+    engine = engines.choose(template, dataset.train[0].device.type)
     work = _Work(network, dataset, config, engine, start)
     folder = Path(folder) if folder else _folder(work, n)
     whole = folder / "zoo.safetensors"
@@ -186,6 +193,18 @@ def _build(network: str, dataset: Dataset, model: Model) -> torch.nn.Module:
     return networks.build_for(dataset, network, seed=model.seed, **options)
 
 
+def _frozen(network: torch.nn.Module, config: Config) -> set[str]:
+    """The names of the parameters that the config freezes. Raises ValueError for a pattern of none, or when all are."""
+    names = [name for name, _ in network.named_parameters()]
+    matches = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in config.frozen}
+    if unknown := [pattern for pattern, found in matches.items() if not found]:
+        raise ValueError(f"frozen: {unknown[0]!r} is no parameter's name or pattern; they are {', '.join(names)}")
+    frozen = set().union(*matches.values())
+    if frozen == set(names):
+        raise ValueError(f"frozen={config.frozen}: all parameters are, so there is nothing to train")
+    return frozen
+
+
 def _groups(models: list[Model], size: int) -> Iterator[list[Model]]:
     """Groups of at most `size` networks that share what a computation shares, equal settings side by side."""
 
@@ -230,6 +249,7 @@ def _train_group(work: _Work, models: list[Model]) -> Zoo:
         weight_decay=column("weight_decay").float(),
         dropout=column("dropout").float(),
         seeds=column("seed"),
+        frozen=_frozen(template, config),
     )
     per_epoch = math.ceil(len(x) / config.batch)
     last, rows, facts = first.epochs * per_epoch, [], []
