@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from wsnotebook import evaluation, networks, zoo
 from wsnotebook.explorers import trajectory
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.methods.closed_form_flow import ClosedForm
+from wsnotebook.methods.sampling import times
 from wsnotebook.methods.weight_flow import Config, train
 
 
@@ -31,7 +33,15 @@ def trained():
 @functools.cache
 def flows():
     config = Config(hidden=16, blocks=1, time_features=8, batch=16, iterations=100)
-    return {"closed form": ClosedForm(trained()), "learned": train(trained(), config)}
+    told = {fact: train(told_zoo(), replace(config, condition=fact)) for fact in ("size", "kind")}
+    return {"closed form": ClosedForm(trained()), "learned": train(trained(), config)} | told
+
+
+@functools.cache
+def told_zoo():
+    """The same with a number and a category of each."""
+    size = trained().weights.norm(dim=1).numpy()
+    return trained().made(trained().weights, size=size, kind=np.where(size > np.median(size), "large", "small"))
 
 
 @pytest.fixture(params=["closed form", "learned"])
@@ -56,10 +66,9 @@ def opened(source):
     return Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
 
 
-@pytest.mark.parametrize("t", [0.0, 0.34, 0.5, 1.0])
-def test_the_slider_draws_the_path_at_t(explorer, flow, t):
-    explorer.t.value = t
-    step = round(50 * t)
+@pytest.mark.parametrize("step", [0, 17, 25, 50])
+def test_the_slider_draws_the_path_at_t(explorer, flow, step):
+    explorer.t.value = step
     path = flow.sample(7, steps=50, seed=3, trajectory=True)
     assert torch.equal(explorer.path, path)
     weights = PCA(2, svd_solver="full").fit(trained().weights.double().numpy())  # not coordinates: they keep distances
@@ -78,7 +87,9 @@ def test_the_slider_draws_the_path_at_t(explorer, flow, t):
     ways = shown["ways"].reshape(7, step + 2, 2)
     assert np.isnan(ways[:, -1]).all(), "the ways are not joined"
     np.testing.assert_allclose(ways[4, :-1], placed(path[: step + 1, 4]), atol=1e-4)
-    assert shown["accuracy at t"][0, 0] == shown["distance at t"][0, 0] == step / 50
+    t = float(times(50)[step])
+    assert shown["accuracy at t"][0, 0] == shown["distance at t"][0, 0] == pytest.approx(t)
+    assert f"t {t:.3f}" in text_of(explorer)
 
 
 @pytest.mark.parametrize("solver", ["rk4", "euler"])
@@ -97,7 +108,7 @@ def test_at_the_end_are_the_sampled_networks(explorer, flow, digits, solver):
 
 
 def test_the_mark_lies_on_the_curve(explorer):
-    explorer.t.value = 0.4
+    explorer.t.value = 20
     for name in ("accuracy", "distance"):
         curve, mark = drawn(explorer)[name], drawn(explorer)[f"{name} at t"][0]
         assert len(curve) == 21
@@ -139,7 +150,7 @@ def test_paths_and_scores_are_computed_once(explorer, flow, monkeypatch):
 def test_a_step_is_one_message(explorer, monkeypatch):
     sent = []
     monkeypatch.setattr(explorer.plot, "_send_update_msg", lambda **message: sent.append(message))
-    for control, value in ((explorer.t, 0.3), (explorer.particle, 4), (explorer.solver, "euler"), (explorer.steps, 9)):
+    for control, value in ((explorer.t, 15), (explorer.particle, 4), (explorer.solver, "euler"), (explorer.steps, 9)):
         control.value = value
         (message,) = sent
         assert list(message["trace_indexes"]) == trajectory.MOVING
@@ -149,13 +160,12 @@ def test_a_step_is_one_message(explorer, monkeypatch):
 
 
 def test_a_key_is_a_step_of_the_path(explorer):
-    for steps in (50, 9, 1):
+    explorer.t.value = 40
+    for steps, step in ((10, 8), (100, 80), (1, 1)):
         explorer.steps.value = steps
-        shown = []
-        for key in range(steps + 1):
-            explorer.t.value = key * explorer.t.step
-            shown.append(explorer.step)
-        assert shown == list(range(steps + 1))
+        assert (explorer.t.min, explorer.t.max, explorer.t.step) == (0, steps, 1)
+        assert explorer.step == step, "the same share of the way"
+        assert drawn(explorer)["accuracy at t"][0, 0] == pytest.approx(float(times(steps)[step]))
 
 
 def test_a_click_chooses_a_particle(explorer):
@@ -176,7 +186,7 @@ def test_the_filters_are_the_chosen_particles_first_layer(explorer, flow):
     shown = opened(explorer.plot.layout.images[0].source).convert("RGB")
     np.testing.assert_array_equal(np.asarray(shown)[::4, ::4], np.asarray(expected))
     before = explorer.plot.layout.images[0].source
-    explorer.t.value = 0.5
+    explorer.t.value = 25
     assert explorer.plot.layout.images[0].source != before
 
 
@@ -184,12 +194,12 @@ def test_no_filters_where_no_images_are_seen(flow, digits):
     flat = (digits.test[0].flatten(1), digits.test[1])
     explorer = trajectory.Explorer(flow, trained(), flat, n=2)
     assert not explorer.plot.layout.images
-    explorer.t.value = 0.5
+    explorer.t.value = 25
     assert len(explorer.figure().axes) == 3
 
 
 def test_a_plot_that_is_drawn_late_catches_up_with_its_filters(explorer, monkeypatch):
-    explorer.t.value = 0.2
+    explorer.t.value = 10
     sent = []
     monkeypatch.setattr(explorer.plot, "_send_update_msg", lambda **message: sent.append(message))
     explorer.plot._js2py_traceDeltas = {"trace_deltas": [], "trace_edit_id": -1}
@@ -234,28 +244,74 @@ def test_one_bundle_for_every_reader(explorer, flow, digits):
     assert set(data) == {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"}
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     assert data["text/plain"].startswith(
-        "Trajectory explorer: 7 particles, rk4, 50 steps; t 1.00; particle 0; accuracy"
+        "Trajectory explorer: 7 particles, rk4, 50 steps; t 1.000; particle 0; accuracy"
     )
     again = trajectory.Explorer(flow, trained(), digits.test, n=7, seed=3)._repr_mimebundle_()
     assert (again["text/plain"], again["image/png"]) == (data["text/plain"], data["image/png"])
 
 
+def stored_in(page):
+    """The times, and the particles under each condition."""
+    (stored,) = re.findall(r"^const all = (.*), at = id", page, re.M)
+    stored = json.loads(stored)
+    return stored["t"], stored["asked"]
+
+
+@pytest.mark.parametrize(("fact", "value"), [("kind", "small"), ("size", None)])
+def test_another_condition_is_another_path(digits, monkeypatch, fact, value):
+    flow = flows()[fact]
+    explorer = trajectory.Explorer(flow, told_zoo(), digits.test, n=4, seed=1)
+    value = explorer.condition.max if value is None else value
+    before, sent = drawn(explorer), []
+    monkeypatch.setattr(explorer.plot, "_send_update_msg", lambda **message: sent.append(message))
+    explorer.condition.value = value
+    assert len(sent) == 1
+    assert torch.equal(explorer.path, flow.sample(4, steps=50, seed=1, trajectory=True, condition=value))
+    assert (drawn(explorer)["particles"] != before["particles"]).any()
+    report = evaluation.report(flow.sample(4, steps=50, seed=1, condition=value), digits.test)
+    np.testing.assert_allclose(drawn(explorer)["accuracy at t"][0, 1], report.accuracy[0])
+    assert f", {fact} {value if fact == 'kind' else f'{value:.4g}'};" in explorer._text()
+
+
+def test_the_control_of_the_condition_has_what_was_seen(digits):
+    kind, size = (trajectory.Explorer(flows()[fact], told_zoo(), digits.test, n=2) for fact in ("kind", "size"))
+    assert kind.condition.options == ("large", "small")
+    sizes = told_zoo().facts["size"]
+    assert (size.condition.min, size.condition.max) == pytest.approx((sizes.min(), sizes.max()))
+    assert trajectory.Explorer(flows()["learned"], trained(), digits.test, n=2).condition is None
+
+
+@pytest.mark.parametrize(("fact", "many"), [("kind", 2), ("size", 6)])
+def test_the_page_holds_several_conditions(digits, tmp_path, fact, many):
+    explorer = trajectory.Explorer(flows()[fact], told_zoo(), digits.test, n=2)
+    explorer.condition.value = "small" if fact == "kind" else explorer.condition.min * 1.01
+    page = explorer.to_html(tmp_path / "flow.html").read_text()
+    _, stored = stored_in(page)
+    assert len(stored) == many
+    assert 'at("asked").value = 1;' in page, "it begins with the chosen one"
+    assert f"<label >{fact} <select" in page
+    places = np.column_stack([axis[20] for axis in stored[1]["places"]])
+    np.testing.assert_allclose(places, drawn(explorer)["particles"], rtol=1e-4, atol=1e-4)
+    assert stored[0]["places"] != stored[1]["places"]
+    assert stored[1]["accuracy"][0] == pytest.approx(explorer.curves(0).accuracy.tolist(), abs=1e-2)
+
+
 def test_the_page_holds_all_particles_and_asks_for_nothing(explorer, tmp_path):
-    explorer.t.value, explorer.particle.value, explorer.steps.value = 0.3, 2, 40
+    explorer.t.value, explorer.particle.value, explorer.steps.value = 15, 2, 40
     path = explorer.to_html(tmp_path / "flow.html")
     assert [file.name for file in tmp_path.iterdir()] == ["flow.html"]
     page = path.read_text()
     assert 'value="6"' in page, "it begins at t"
     assert "rk4, 40 steps" in page
-    (stored,) = re.findall(r"^const flow = (.*), at = id", page, re.M)
-    stored = json.loads(stored)
+    assert "<label hidden>" in page, "nothing to ask for"
+    t, (stored,) = stored_in(page)
     for stop in (0, 6, 20):
-        explorer.t.value = stop / 20
+        explorer.t.value = 2 * stop
         shown = drawn(explorer)
         places = np.column_stack([axis[stop] for axis in stored["places"]])
         np.testing.assert_allclose(places, shown["particles"], rtol=1e-4, atol=1e-4)
         for name in ("accuracy", "distance"):
-            at = [stored["t"][stop], stored[name][2][stop]]
+            at = [t[stop], stored[name][2][stop]]
             np.testing.assert_allclose(at, shown[f"{name} at t"][0], rtol=1e-4, atol=1e-4)
         live = opened(explorer.plot.layout.images[0].source).convert("RGB")
         small = opened(stored["strips"][2][stop]).convert("RGB")

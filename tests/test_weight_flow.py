@@ -117,7 +117,20 @@ def test_the_closed_form_copies_the_zoo(nets, source):
     between = np.median(evaluation.leave_one_out(nets).distance)
     near = evaluation.nearest(born, nets)
     assert near.distance.max() < 1e-2 * between
+    noise = 1e-3 * coordinates(nets).rms * 11**0.5  # what is left of the source is the path noise
+    assert float(np.sqrt(np.mean(near.distance**2))) == pytest.approx(noise, rel=0.1)
     assert len(set(near.index)) > 6  # of 12
+
+
+@pytest.mark.parametrize("source", [0.01, 1.0])
+def test_the_default_steps_end_where_many_do(nets, source):
+    flow = ClosedForm(nets, source)
+    default, many, even = (
+        flow.sample(40, seed=1, trajectory=True, **options)[-1] for options in ({}, {"steps": 1000}, {"power": 1})
+    )
+    unit = flow.coordinates.rms * 11**0.5
+    assert (default - many).norm(dim=1).max() < 1e-4 * unit
+    assert (even - many).norm(dim=1).max() > 1e-3 * unit
 
 
 def test_solvers_converge_at_their_order():
@@ -132,7 +145,9 @@ def test_solvers_converge_at_their_order():
 @pytest.mark.parametrize("power", [1, 2])
 def test_time_is_where_the_solvers_say(power):
     at = times(50, power)
-    assert at[[0, 10, 50]].tolist() == pytest.approx([0, 0.2**power, 1])
+    assert at[[0, 25, 50]].tolist() == [0, 0.5, 1]
+    assert float(at[10]) == pytest.approx(0.2**power / (0.2**power + 0.8**power))
+    torch.testing.assert_close(at, 1 - at.flip(0))
     for solver in ("euler", "rk4"):
         path = integrate(lambda x, t: 3 * t.square().expand_as(x), torch.zeros(1, 1, dtype=torch.float64), at, solver)
         assert (path[:, 0, 0] - at**3).abs().max() < (0.1 if solver == "euler" else 1e-9)

@@ -1,8 +1,8 @@
 """The trajectory explorer: particles of noise that a flow carries to networks, at any time of the way.
 
 Left the particles in the plane of the training networks' first two principal components; right what the chosen one's
-network is worth, and how far it is from the nearest training network: 0 is a copy. Solver and number of steps are
-changed live. `plots.flow_frame` is the static twin.
+network is worth, and how far it is from the nearest training network: 0 is a copy. Solver, number of steps, and what a
+conditional flow is told are changed live. `plots.flow_frame` is the static twin.
 """
 
 import base64
@@ -32,6 +32,8 @@ from wsnotebook.explorers.common import (
     write_page,
 )
 from wsnotebook.methods.closed_form_flow import ClosedForm
+from wsnotebook.methods.conditions import Conditions
+from wsnotebook.methods.sampling import times
 from wsnotebook.methods.weight_flow import Flow
 from wsnotebook.plots import flow as pictures
 from wsnotebook.plots.common import INK
@@ -40,6 +42,7 @@ from wsnotebook.plots.flow import CHOSEN, LANDMARK, PARTICLE, Scores
 ROWS = 1000  # of the split, at most: a step of the slider scores that many
 POINTS = 21  # of the curves, and of the page's slider
 FILTERS = 8  # the chosen particle's strongest at the end
+ASKED = 5  # values of a number, of which the page has the particles
 STEPS = 50  # of the solver, to begin with
 SOLVERS = ("rk4", "euler")
 ZOOM, NEAREST = 4, Image.Resampling.NEAREST  # pixels a weight of the filters; the page leaves it to the browser
@@ -72,9 +75,10 @@ class Explorer(Displayed):
         self.plane = pictures.projection(self.landmarks)
         accuracy, others = evaluation.report(zoo, self.split).accuracy, evaluation.leave_one_out(zoo).distance
         self.typical = float(np.median(accuracy)), float(np.median(others))
-        self._paths, self._scores = {}, {}  # by solver and steps, and by these, particle and times
-        tip = "from noise (0) to weights (1): the arrow keys move it"
-        self.t = widgets.FloatSlider(1.0, min=0, max=1, step=1 / STEPS, description="t", tooltip=tip)
+        self._paths, self._scores = {}, {}  # by solver, steps and condition, and by these, particle and steps
+        self.condition = _asker(getattr(flow, "conditions", None))
+        tip = "from noise (t = 0) to weights (t = 1): the arrow keys move it by a step of the solver"
+        self.t = widgets.IntSlider(STEPS, max=STEPS, description="t", tooltip=tip, readout=False)
         self.t.layout.width = "420px"
         self.solver = buttons("solver", SOLVERS)
         tip = "steps of the solver: the arrow keys change them"
@@ -82,70 +86,70 @@ class Explorer(Displayed):
         self.particle = chooser("particle", list(range(self.path.shape[1])), 0)
         self.readout, self.key = widgets.HTML(self._facts()), widgets.HTML(_key(self.typical))
         self.plot = Plot(self._picture())
-        for control in (self.t, self.solver, self.steps, self.particle):
-            control.observe(lambda change: self._draw(), "value")
+        asked = [self.condition] if self.condition else []
+        for control in (self.t, self.solver, self.particle, *asked):
+            control.observe(self._draw, "value")
+        self.steps.observe(self._resteps, "value")
         self.plot.data[PARTICLES].on_click(self._clicked)
         boxes = [
             widgets.HBox(row, layout={"flex_flow": "row wrap"})
-            for row in ([self.t, self.particle], [self.solver, self.steps])
+            for row in ([self.t, self.particle, *asked], [self.solver, self.steps])
         ]
         self.view = widgets.VBox([*boxes, self.readout, self.plot, self.key])
 
     @property
     def path(self) -> Tensor:
-        """(steps + 1, n, k) the particles' coordinates at all times, by the solver and the steps that are chosen."""
-        key = self.solver.value, self.steps.value
-        if key not in self._paths:
-            options = {"solver": key[0], "steps": key[1], "seed": self.seed, "trajectory": True}
-            self._paths[key] = self.flow.sample(self.n, **options)
-        return self._paths[key]
+        """(steps + 1, n, k) the particles' coordinates at all times, by the solver and all else that is chosen."""
+        return self._path(self.asked)
+
+    @property
+    def asked(self) -> float | str | None:
+        """The condition that is chosen; None for a flow without."""
+        return self.condition.value if self.condition else None
 
     @property
     def step(self) -> int:
-        """The number of steps after which the path is nearest to the slider's time."""
-        return round(self.t.value * self.steps.value)
+        """The number of steps that the path has gone."""
+        return self.t.value
 
     def networks(self, z: Tensor):
         """Coordinates (p, k) -> their networks, as a zoo."""
         made = self.flow.coordinates.zoo(z)
         return made if self.recalibrate is None else evaluation.recalibrated(made, self.recalibrate)
 
-    def scores(self, steps: np.ndarray, particle: int | None = None) -> Scores:
-        """Of a particle, by default the chosen one, after each of these numbers of steps."""
-        particle = self.particle.value if particle is None else particle
-        key = self.solver.value, self.steps.value, particle, *steps
+    def scores(self, steps: np.ndarray, particle: int | None = None, asked: float | str | None = None) -> Scores:
+        """Of a particle after each of these numbers of steps; None: the particle and the condition that are chosen."""
+        particle, asked = self.particle.value if particle is None else particle, self.asked if asked is None else asked
+        key = self.solver.value, self.steps.value, asked, particle, *steps
         if key not in self._scores:
-            networks = self.networks(self.path[torch.as_tensor(steps), particle])
+            networks = self.networks(self._path(asked)[torch.as_tensor(steps), particle])
             near = evaluation.nearest(networks, self.zoo)
             accuracy = evaluation.report(networks, self.split).accuracy
-            self._scores[key] = Scores(np.asarray(steps) / self.steps.value, accuracy, near.distance, near.index)
+            t = times(self.steps.value).numpy()[np.asarray(steps)]
+            self._scores[key] = Scores(t, accuracy, near.distance, near.index)
         return self._scores[key]
 
-    def curves(self, particle: int | None = None) -> Scores:
+    def curves(self, particle: int | None = None, asked: float | str | None = None) -> Scores:
         """Scores at 21 times of the path, or at all if it has fewer."""
-        return self.scores(self._stops(), particle)
+        return self.scores(self._stops(), particle, asked)
 
     def figure(self) -> Figure:
         """The static twin of what is shown."""
         i, step = self.particle.value, self.step
-        strip = next(iter(self._strips(i, [step])), None)
+        strip = next(iter(self._strips(i, [step], self.asked)), None)
         scores = self.curves(), self._here(), self.typical
         return plots.flow_frame(self.path, self.landmarks, step, i, *scores, strip)
 
     def to_html(self, path: str | Path) -> Path:
         """Write a page that needs neither kernel nor network: all particles at 21 times of the path. Returns its path.
 
-        The solver and its steps are those that are chosen. Raises OSError when it cannot be written.
+        Of a conditional flow it has every category, or five numbers from the smallest to the largest and the chosen
+        one. The solver and its steps are those that are chosen. Raises OSError when it cannot be written.
         """
-        stops, every = self._stops(), [self.curves(i) for i in range(self.n)]
-        places = self.plane(self.path[torch.from_numpy(stops)])  # (stops, n, 2)
+        stops, asked = self._stops(), _asked(self.condition)
         data = {
-            "t": _short(every[0].t),
-            "places": [_short(places[..., axis]) for axis in (0, 1)],
-            "accuracy": [_short(scores.accuracy) for scores in every],
-            "distance": [_short(scores.distance) for scores in every],
-            "nearest": [self._models()[scores.nearest].tolist() for scores in every],
-            "strips": [[_source(strip) for strip in self._strips(i, stops)] for i in range(self.n)],
+            "t": _short(times(self.steps.value).numpy()[stops]),
+            "asked": [self._page_data(value, stops) for value in asked],
             "typical": self.typical[1],
             "moving": MOVING,
             "particles": PARTICLES,
@@ -153,12 +157,40 @@ class Explorer(Displayed):
         body = BODY.replace("KEY", _key(self.typical)).replace("LAST", str(len(stops) - 1))
         body = body.replace("NETWORKS", html_options([str(i) for i in range(self.n)])).replace("HOW", self._how())
         body = body.replace("START", str(int(np.abs(stops - self.step).argmin())))
-        values = {"CHOSEN": self.particle.value, "DATA": data}
+        body = body.replace("HIDDEN", "" if self.condition else "hidden").replace("FACT", self._fact())
+        body = body.replace("VALUES", html_options([_named(value) for value in asked]))
+        values = {"CHOSEN": self.particle.value, "TOLD": asked.index(self.asked), "DATA": data}
         return write_page(path, "Trajectory explorer", STYLE, body, self._picture(), values)
+
+    def _page_data(self, asked: float | str | None, stops: np.ndarray) -> dict:
+        """What the page shows of all particles under a condition."""
+        path, every = self._path(asked), [self.curves(i, asked) for i in range(self.n)]
+        places = self.plane(path[torch.from_numpy(stops)])  # (stops, n, 2)
+        return {
+            "places": [_short(places[..., axis]) for axis in (0, 1)],
+            "ends": _short(np.stack(pictures.limits(path, self.landmarks), 1)),
+            "accuracy": [_short(scores.accuracy) for scores in every],
+            "distance": [_short(scores.distance) for scores in every],
+            "nearest": [self._models()[scores.nearest].tolist() for scores in every],
+            "strips": [[_source(strip) for strip in self._strips(i, stops, asked)] for i in range(self.n)],
+        }
+
+    def _path(self, asked: float | str | None) -> Tensor:
+        """(steps + 1, n, k), kept; asked: the condition."""
+        key = self.solver.value, self.steps.value, asked
+        if key not in self._paths:
+            options = {"solver": key[0], "steps": key[1], "seed": self.seed, "trajectory": True}
+            told = {"condition": asked} if self.condition else {}
+            self._paths[key] = self.flow.sample(self.n, **options, **told)
+        return self._paths[key]
+
+    def _fact(self) -> str:
+        return html.escape(self.condition.description if self.condition else "")
 
     def _text(self) -> str:
         facts = "; ".join(f"{name} {value}" for name, value in self._numbers().items())
-        return f"Trajectory explorer: {self.n} particles, {self._how()}; {facts}"
+        told = f", {self.condition.description} {_named(self.asked)}" if self.condition else ""
+        return f"Trajectory explorer: {self.n} particles, {self._how()}{told}; {facts}"
 
     def _how(self) -> str:
         return f"{self.solver.value}, {self.steps.value} steps"
@@ -167,7 +199,7 @@ class Explorer(Displayed):
         """What the readout and the text say, rounded."""
         here = self._here()
         return {
-            "t": f"{here.t[0]:.2f}",
+            "t": f"{here.t[0]:.3f}",
             "particle": str(self.particle.value),
             "accuracy": f"{here.accuracy[0]:.1f} %",
             "distance to the nearest": f"{here.distance[0]:.4g}",
@@ -189,7 +221,7 @@ class Explorer(Displayed):
         """The chosen particle's at the step that is shown."""
         return self.scores([self.step])
 
-    def _strips(self, particle: int, steps: np.ndarray) -> list[Image.Image]:
+    def _strips(self, particle: int, steps: np.ndarray, asked: float | str | None) -> list[Image.Image]:
         """The first layer's filters after each of these numbers of steps; none when it does not see images."""
         layout, shape = self.zoo.layout, tuple(self.split[0].shape[1:])
         name = layout.names[layout.kinds.index("weight")]
@@ -198,7 +230,7 @@ class Explorer(Displayed):
             seen = (seen[0], *shape)
         if len(seen) != 4:
             return []
-        ends = self.path[:, particle][[*steps, -1]]
+        ends = self._path(asked)[:, particle][[*steps, -1]]
         filters = layout.unflatten(self.flow.coordinates.decode(ends))[name].view(-1, *seen).mean(2).numpy()
         strongest = np.argsort(-np.square(filters[-1]).sum((1, 2)), kind="stable")[:FILTERS]
         filters = filters[:, strongest]  # (p + 1, f, h, w)
@@ -211,8 +243,14 @@ class Explorer(Displayed):
         if points.point_inds:
             self.particle.value = int(points.point_inds[0])
 
-    def _draw(self) -> None:
-        self.t.step = 1 / self.steps.value  # a key is a step of the path
+    def _resteps(self, change) -> None:
+        """Of a path of other steps show the same share, drawn once."""
+        self.t.unobserve(self._draw, "value")
+        self.t.max, self.t.value = change["new"], round(self.t.value * change["new"] / change["old"])
+        self.t.observe(self._draw, "value")
+        self._draw()
+
+    def _draw(self, change=None) -> None:
         self.readout.value = self._facts()
         self._update(self.plot)
 
@@ -223,7 +261,7 @@ class Explorer(Displayed):
         figure.plotly_update({"x": [x, [0, 1], [0, 1]], "y": [y, *levels]}, {}, [0, 1, 2])
         figure.update_layout({"xaxis.title.text": self.plane.labels[0], "yaxis.title.text": self.plane.labels[1]})
         figure.data[PARTICLES].text = [f"particle {i}" for i in range(self.n)]
-        if self._strips(0, [0]):
+        if self._strips(0, [0], self.asked):
             figure.add_layout_image(STRIP)
             figure.add_annotation(CAPTION)
             figure.update_layout({"height": 590, "margin.b": 180})
@@ -241,9 +279,36 @@ class Explorer(Displayed):
         low, high = pictures.limits(self.path, self.landmarks)
         layout = {f"{name}.range": list(ends) for name, *ends in zip(("xaxis", "yaxis"), low, high, strict=True)}
         layout["yaxis3.range"] = [0, 1.06 * max(*curves.distance, *here.distance, self.typical[1])]
-        for strip in self._strips(i, [self.step]):
+        for strip in self._strips(i, [self.step], self.asked):
             layout["images[0].source"] = _source(strip.resize((ZOOM * strip.width, ZOOM * strip.height), NEAREST))
         figure.plotly_update(data, layout, MOVING)
+
+
+def _asker(conditions: Conditions | None) -> widgets.Widget | None:
+    """The control of what a flow is told: a category, or a number as large as the training networks' are."""
+    if conditions is None:
+        return None
+    if conditions.categories:
+        control = chooser(conditions.fact, list(conditions.categories), conditions.categories[0])
+        control.style.description_width = "initial"
+        return control
+    low, high = float(conditions.seen.min()), float(conditions.seen.max())
+    middle, step = float(np.linspace(low, high, ASKED)[ASKED // 2]), (high - low) / 40
+    options = {"readout_format": ".4g", "continuous_update": False, "style": {"description_width": "initial"}}
+    return widgets.FloatSlider(middle, min=low, max=high, step=step, description=conditions.fact, **options)
+
+
+def _asked(control: widgets.Widget | None) -> list:
+    """The conditions that the page has."""
+    if control is None:
+        return [None]
+    if isinstance(control, widgets.Dropdown):
+        return list(control.options)
+    return sorted({control.value, *np.linspace(control.min, control.max, ASKED).tolist()})
+
+
+def _named(value: float | str | None) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _short(values: np.ndarray) -> list:
@@ -317,32 +382,36 @@ BODY = """
 <form>
 <label>t, from noise to weights <input id="t" type="range" min="0" max="LAST" value="START"></label>
 <label>particle <select id="particle">NETWORKS</select></label>
+<label HIDDEN>FACT <select id="asked">VALUES</select></label>
 <span>HOW</span>
 </form>
 <div id="facts" role="status" aria-live="polite"></div>
 DRAWN
 KEY
 <script>
-const flow = DATA, at = id => document.getElementById(id), [across, up] = flow.places;
+const all = DATA, at = id => document.getElementById(id);
 at("particle").value = CHOSEN;
+at("asked").value = TOLD;
 function show() {
-  const k = Number(at("t").value), i = Number(at("particle").value);
+  const k = Number(at("t").value), i = Number(at("particle").value), flow = all.asked[at("asked").value];
+  const [across, up] = flow.places;
   const ways = places => flow.accuracy.flatMap((_, j) => [...places.slice(0, k + 1).map(row => row[j]), null]);
   const sides = places => [ways(places), places[k], places.slice(0, k + 1).map(row => row[i]), [places[k][i]]];
   const accuracy = flow.accuracy[i], distance = flow.distance[i];
-  const layout = {"yaxis3.range": [0, 1.06 * Math.max(...distance, flow.typical)]};
+  const layout = {"yaxis3.range": [0, 1.06 * Math.max(...distance, all.typical)]};
+  [layout["xaxis.range"], layout["yaxis.range"]] = flow.ends;
   if (flow.strips[i].length) layout["images[0].source"] = flow.strips[i][k];
-  at("facts").innerHTML = `t <b>${flow.t[k].toFixed(2)}</b>, particle <b>${i}</b>: accuracy ` +
+  at("facts").innerHTML = `t <b>${all.t[k].toFixed(3)}</b>, particle <b>${i}</b>: accuracy ` +
     `<b>${accuracy[k].toFixed(1)} %</b>, distance <b>${distance[k].toPrecision(4)}</b> to the nearest, ` +
     `which is model <b>${flow.nearest[i][k]}</b>`;
   Plotly.update(at("plot"), {
-    x: [...sides(across), flow.t, [flow.t[k]], flow.t, [flow.t[k]]],
+    x: [...sides(across), all.t, [all.t[k]], all.t, [all.t[k]]],
     y: [...sides(up), accuracy, [accuracy[k]], distance, [distance[k]]],
-  }, layout, flow.moving);
+  }, layout, all.moving);
 }
-at("t").oninput = at("particle").onchange = show;
+at("t").oninput = at("particle").onchange = at("asked").onchange = show;
 at("plot").on("plotly_click", event => {
-  const point = event.points.find(point => point.curveNumber === flow.particles);
+  const point = event.points.find(point => point.curveNumber === all.particles);
   if (!point) return;
   at("particle").value = point.pointNumber;
   show();

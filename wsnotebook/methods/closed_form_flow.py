@@ -41,7 +41,7 @@ class ClosedForm:
         self,
         n: int,
         *,
-        steps: int = 100,
+        steps: int = 50,
         solver: str = "rk4",
         power: float = 2.0,
         seed: int = 0,

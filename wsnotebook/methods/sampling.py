@@ -14,15 +14,17 @@ Field = Callable[[Tensor, Tensor], Tensor]  # x (n, k), t () -> (n, k)
 
 
 def times(steps: int, power: float = 2.0) -> Tensor:
-    """(steps + 1,) float64 from 0 to 1: (i / steps)^power, evenly spaced for 1 and dense near 0 above.
+    """(steps + 1,) float64 from 0 to 1: u^power / (u^power + (1 - u)^power) at u = i / steps; 1 spaces them evenly.
 
-    Which network a sample will be is settled near t = source: evenly spaced steps skip that when the source is small
-    (Euler in 20 steps: all samples become the same network), those of power 2 do not. Raises ValueError for fewer than
-    1 step, or a power below 1.
+    Above 1 they are dense at both ends. Near t = source it is settled which network a sample will be: evenly spaced
+    steps skip that when the source is small (Euler in 20 steps: all samples become the same network). Near 1 what is
+    left of the source's noise fades within the last path_noise / source of the time: longer steps leave some of it.
+    Raises ValueError for fewer than 1 step, or a power below 1.
     """
     if not isinstance(steps, int) or steps < 1 or not 1 <= power < float("inf"):
         raise ValueError(f"steps={steps!r}, power={power!r}: expected a whole number from 1 up, a number from 1 up")
-    return torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** power
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return 1 / (1 + (1 / u - 1) ** power)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-aten = torch.ops.aten
+layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 
 FREQUENCIES = (0.25, 128.0)  # of the time features, in turns over the whole time
 
@@ -56,8 +56,9 @@ class PaperVelocity(Velocity):
             embeddings.append(_Traced(self.embed_condition, condition))
         layers = _Traced(self.layers, torch.cat([x, *(e.out for e in embeddings)], 1))
         difference = layers.out - target
-        inputs = layers.backward(difference * (2 / difference.numel()))
-        for e, part in zip(embeddings, inputs[:, x.shape[1] :].split(self.embed_time[-1].out_features, 1), strict=True):
+        first = self.layers[0].weight[:, x.shape[1] :]  # nothing is asked of x's gradient
+        inputs = layers.backward(difference * (2 / difference.numel())) @ first
+        for e, part in zip(embeddings, inputs.split(self.embed_time[-1].out_features, 1), strict=True):
             e.backward(part)
         return difference.square().mean()
 
@@ -127,11 +128,11 @@ class _Traced:
         for layer in layers:
             more = ()
             if isinstance(layer, nn.Linear):
-                out = torch.addmm(layer.bias, x, layer.weight.T)
+                out = F.linear(x, layer.weight, layer.bias)
             elif isinstance(layer, nn.LayerNorm):
-                out, *more = aten.native_layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+                out, *more = torch.native_layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
             elif isinstance(layer, nn.GELU):
-                phi = torch.mul(x, 0.5**0.5).erf_().add_(1).mul_(0.5)  # quicker than GELU's own gradient
+                phi = torch.special.ndtr(x)  # kept for the gradient, which is quicker than GELU's own
                 out, more = x * phi, (phi,)
             else:
                 keep = 1 - layer.p if layer.training else 1
@@ -142,14 +143,15 @@ class _Traced:
         self.out = x
 
     def backward(self, d: Tensor) -> Tensor:
-        """Write the parameters' gradients; d: by the output -> by the input."""
+        """Write the parameters' gradients; d: by the output -> by the first layer's, which is linear."""
         for layer, x, more in reversed(self.steps):
             if isinstance(layer, nn.Linear):
                 torch.mm(d.T, x, out=layer.weight.grad)
                 torch.sum(d, 0, out=layer.bias.grad)
-                d = d @ layer.weight
+                if layer is not self.steps[0][0]:
+                    d = d @ layer.weight
             elif isinstance(layer, nn.LayerNorm):
-                d, weight, bias = aten.native_layer_norm_backward(
+                d, weight, bias = layer_norm_backward(
                     d, x, layer.normalized_shape, *more, layer.weight, layer.bias, [True] * 3
                 )
                 layer.weight.grad.copy_(weight)

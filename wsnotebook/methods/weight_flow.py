@@ -119,17 +119,19 @@ class Flow:
         self,
         n: int,
         *,
-        steps: int = 100,
+        steps: int = 50,
         solver: str = "rk4",
         power: float = 2.0,
         seed: int = 0,
         condition: float | str | np.ndarray | None = None,
+        remainder: float = 0.0,
         trajectory: bool = False,
     ) -> Zoo | Tensor:
         """n networks, with the facts model, parent (-1), and condition if there is one.
 
         solver: euler | rk4 | adaptive, as `sampling.integrate`. power: of `sampling.times`; 1 is evenly spaced, the
         paper's. condition: a value of the fact trained with, for all or (n,); None draws from the training networks'.
+        remainder: as `Coordinates.zoo`, for flows in few components.
         trajectory: instead, the coordinates at all times (steps + 1, n, k). With batch norm, pass the result to
         `evaluation.recalibrated` with training images.
         Raises ValueError for a condition that the flow does not know, and what `times` and `integrate` do.
@@ -144,7 +146,7 @@ class Flow:
             values = self.conditions.values(n, condition, seed)
             asked, facts = self.conditions.encode(values).to(x.device), {"condition": values}
         path = integrate(lambda x, t: self.network(x, t[None], asked), x, times(steps, power), solver, c.rms)
-        return path if trajectory else c.zoo(path[-1], **facts)
+        return path if trajectory else c.zoo(path[-1], remainder=remainder, seed=seed, **facts)
 
 
 def train(zoo: Zoo, config: Config, *, keep: bool = False) -> Flow:

@@ -1,0 +1,89 @@
+"""The trajectory explorer in a real JupyterLab: keys, solver, steps and condition redraw what is shown.
+
+The screenshots are kept in runs/screenshots/.
+"""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from driving import SEEN, press, wait_idle
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+CELL = """import numpy as np
+from wsnotebook import datasets, zoo
+from wsnotebook.explorers import trajectory
+from wsnotebook.methods import weight_flow
+
+digits = datasets.load("digits")
+nets = zoo.train("mlp-64-16-10", digits, 12, zoo.Config(epochs=8, batch=32, lr=3e-3))
+nets = nets.made(nets.weights, kind=np.where(np.arange(12) < 6, "even", "odd"))
+flow = weight_flow.train(nets, weight_flow.Config(hidden=64, iterations=300, condition="kind"))
+trajectory.Explorer(flow, nets, digits.validation, n=16)"""
+
+
+@pytest.fixture(scope="module")
+def page(opened, notebooks):
+    python = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=python)
+    nbformat.write(notebook, notebooks / "trajectory.ipynb")
+    page = opened("trajectory.ipynb")
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_selector(".js-plotly-plot .main-svg")
+    wait_idle(page)
+    page.wait_for_timeout(1000)
+    page.errors = []
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    yield page
+    page.close()
+
+
+def changed(page, before):
+    """What is shown once its readout and its drawn data are others than before."""
+    page.wait_for_function(f"before => ({SEEN})().data !== before", arg=before["data"], timeout=20_000)
+    page.wait_for_timeout(300)
+    after = page.evaluate(SEEN)
+    assert after["readout"] != before["readout"]
+    return after
+
+
+def kept(page, name):
+    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
+    page.screenshot(path=ROOT / "runs" / "screenshots" / f"{name}.png")
+
+
+def test_keys_go_back_along_the_path(page):
+    before = page.evaluate(SEEN)
+    assert "t 1.000" in before["readout"]
+    delays = [press(page, "ArrowLeft") for _ in range(15)]
+    after = changed(page, before)
+    assert "t 0.845" in after["readout"], "35 of 50 steps, dense at both ends"
+    assert after["path"] != before["path"]
+    kept(page, "trajectory_explorer")
+    print(f"key to picture: median {sorted(delays)[7]:.0f} ms of 15, longest {max(delays):.0f} ms")
+
+
+def test_another_solver_is_another_path(page):
+    before = page.evaluate(SEEN)
+    page.get_by_role("button", name="euler").first.click()
+    changed(page, before)
+
+
+def test_the_steps_are_changed_by_keys(page):
+    before = page.evaluate(SEEN)
+    page.locator("[role=slider]").nth(1).press("ArrowLeft")
+    assert changed(page, before)["path"] != before["path"]
+
+
+def test_another_condition_is_another_path(page):
+    before = page.evaluate(SEEN)
+    page.get_by_label("kind", exact=True).first.select_option("odd")
+    assert changed(page, before)["path"] != before["path"]
+    kept(page, "trajectory_condition")
+
+
+def test_the_console_has_no_error(page):
+    assert page.errors == []
