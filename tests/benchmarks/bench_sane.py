@@ -1,0 +1,165 @@
+"""A step of SANE's training written straightforwardly, against ours; and tokenising a zoo.
+
+    python tests/benchmarks/bench_sane.py
+
+The demonstration's size: 256 small CNNs of 48 tokens x 201, width 96, 4 heads, 2 + 2 blocks. Straightforward is what
+one would write after the paper: every network permuted and tokenised by itself, padded tokens, noise on all of them,
+both views through encoder and decoder, attention by softmax, torch.optim.AdamW as it comes. Ours with both views
+decoded is the same mathematics: on the same views, loss and gradient are compared. The other rows are other recipes:
+one view decoded instead of two, and that with short rows sharing a token (15 tokens for 48 rows), which is ours.
+CPU time of one thread, medians over alternating repeats.
+"""
+
+import math
+import statistics
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wsnotebook import networks
+from wsnotebook.layout import Layout
+from wsnotebook.methods.autoencoder import contrast
+from wsnotebook.methods.sane import Config
+from wsnotebook.methods.sane_training import Run
+from wsnotebook.methods.tokens import tokens
+from wsnotebook.zoo.value import Zoo
+
+NETWORK, N, BATCH = "cnn-small", 300, 256
+REPEATS = 5
+CONFIG = Config(batch=BATCH, pack=1, linear=False)
+
+
+def random_zoo(n: int) -> Zoo:
+    layout = Layout.of(networks.build(NETWORK))
+    weights = [layout.flatten(networks.build(NETWORK, seed=i).state_dict()) for i in range(n)]
+    return Zoo(torch.stack(weights), layout, {"model": np.arange(n)}, NETWORK, {})
+
+
+class Straightforward:
+    """The step, a network at a time up to the batch, padded from there. Parameters are shared with a `Run`."""
+
+    def __init__(self, run: Run):
+        self.run, self.network = run, run.network
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), 1e-4, weight_decay=3e-9)
+        of = run.standardised.tokens
+        self.layout, self.width, self.mask = of.layout, of.width, of.mask
+        self.means, self.deviations = {}, {}
+        for block in of.blocks:
+            first = block.first
+            self.means[of.layers[block.layer]] = run.standardised.mean[first]
+            self.deviations[of.layers[block.layer]] = run.standardised.deviation[first]
+        self.positions = of.positions
+
+    def tokenise(self, state: dict[str, Tensor]) -> Tensor:
+        """One network's state -> (48, 201) standardised."""
+        found = []
+        for name, weight in state.items():
+            if name.endswith("weight"):
+                rows = torch.cat([weight.flatten(1), state[name.replace("weight", "bias")][:, None]], 1)
+                rows = (rows - self.means[name]) / self.deviations[name]
+                found.append(F.pad(rows, (0, self.width - rows.shape[1])))
+        return torch.cat(found)
+
+    def views(self, rows: Tensor) -> tuple[Tensor, ...]:
+        clean, moves, first, second = [], [], [], []
+        for row in rows.tolist():
+            state = self.layout.unflatten(self.run.weights[row])
+            x = self.tokenise(state)
+            orders = self.run.symmetry.random(1, torch.default_generator)
+            moved = self.run.symmetry.apply({name: tensor[None] for name, tensor in state.items()}, orders)
+            other = self.tokenise({name: tensor[0] for name, tensor in moved.items()})
+            clean.append(x)
+            moves.append(other)
+            first.append(x * (1 + 0.1 * torch.randn_like(x)))
+            second.append(other * (1 + 0.1 * torch.randn_like(other)))
+        return tuple(map(torch.stack, (clean, moves, first, second)))
+
+    def loss(self, x: Tensor, other: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        network, errors, latents = self.network, [], []
+        for view, target in ((first, x), (second, other)):  # (256, 48, 201)
+            at = network.positions(self.positions)
+            z = self.blocks(network.encoder, view @ network.read + at) @ network.to_z.T
+            back = self.blocks(network.decoder, z @ network.from_z + at) @ network.write.T
+            errors.append((((back - target) * self.mask) ** 2).sum() / (self.mask.sum() * len(x)))
+            latents.append(network.project(z))
+        gamma = self.run.config.gamma
+        return (1 - gamma) * sum(errors) / 2 + gamma * contrast(*latents, self.run.config.temperature)
+
+    @staticmethod
+    def blocks(stack, h: Tensor) -> Tensor:
+        for block in stack:
+            parts = block.qkv(block.norms[0](h)).chunk(3, 2)
+            q, k, v = (part.unflatten(2, (block.heads, -1)).transpose(1, 2) for part in parts)
+            attention = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3)
+            h = h + block.out((attention @ v).transpose(1, 2).flatten(2))
+            h = h + block.down(F.gelu(block.up(block.norms[1](h))))
+        return h
+
+    def step(self) -> None:
+        loss = self.loss(*self.views(torch.randperm(len(self.run.entries))[:BATCH]))
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.run.config.clip)
+        self.optimiser.step()
+
+
+def differences(run: Run, plain: Straightforward) -> tuple[float, float]:
+    """Relative differences of the loss and its gradient, on the same views."""
+    of = run.standardised.tokens
+    window = of.window(0, len(of))
+    both = run.views(torch.arange(BATCH), window)
+    reconstruction, contrasted = run.losses(*both, window)
+    gamma, parameters = run.config.gamma, list(run.network.parameters())
+    ours = (1 - gamma) * reconstruction + gamma * contrasted
+    dense = []
+    for view in (part for each in both for part in each.chunk(2)):
+        padded = torch.zeros(BATCH, len(of) * of.width)
+        padded[:, of.slots] = view
+        dense.append(padded.view(BATCH, len(of), of.width))
+    theirs = plain.loss(*dense)
+    a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) for loss in (ours, theirs))
+    return float((ours - theirs).detach().abs() / theirs.detach()), float((a - b).norm() / b.norm())
+
+
+def cpu_ms(action) -> float:
+    started = time.process_time()
+    action()
+    return 1e3 * (time.process_time() - started)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    zoo = random_zoo(N)
+    recipes = {
+        "ours, both views decoded": {"decode": "both"},
+        "ours, one view decoded": {},
+        "... and short rows together": {"pack": 8},
+        "... and a linear path": {"pack": 8, "linear": True},
+    }
+    runs = {name: Run(zoo, replace(CONFIG, **changes)) for name, changes in recipes.items()}
+    equal, plain = runs["ours, both views decoded"], Straightforward(Run(zoo, CONFIG))
+    loss, gradient = differences(equal, Straightforward(equal))
+    print(f"same views: losses differ by {loss:.1e}, gradients by {gradient:.1e} of their size")
+    assert max(loss, gradient) < 1e-4
+    times = {name: [] for name in ("straightforward", *runs)}
+    for _ in range(REPEATS + 1):
+        times["straightforward"].append(cpu_ms(plain.step))
+        for name, run in runs.items():
+            times[name].append(cpu_ms(run.step))
+    ms = {name: statistics.median(spent[1:]) for name, spent in times.items()}  # the first turn warms up
+    print(f"ms CPU a step, {BATCH} x {NETWORK}, {equal.standardised.tokens!r}")
+    for name, spent in ms.items():
+        print(f"  {name:28s} {spent:8.0f}   {ms['straightforward'] / spent:5.2f}x")
+    of, weights = tokens(zoo.layout), zoo.weights.repeat(4, 1)[:1000]
+    for name, action in {"dense tokens": of.encode, "entries": of.entries}.items():
+        spent = statistics.median(cpu_ms(lambda: action(weights)) for _ in range(9))  # noqa: B023
+        print(f"1,000 {NETWORK} as {name}: {spent:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

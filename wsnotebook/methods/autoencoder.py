@@ -1,0 +1,182 @@
+"""The autoencoder of tokens: a transformer to z numbers a row, another back, and a head for the contrast.
+
+Schuerholt et al. 2024: pre-norm blocks without biases (GPT-2's, not causal), the same positions on both sides. What we
+do differently: positions are waves, so they fit any length; the head pools over rows, so it takes any window; a token
+of several rows has latents for each of them; and around both transformers goes a linear path, per-layer PCA there and
+back (`LayerPCA`), which they correct where it loses something: a row of fewer than z numbers comes back as it was, and
+the encoder has the rest of its latents to itself.
+
+Tokens come as their real numbers alone, block by block (`tokens.Window`). A padded token (width,) times a matrix
+(width, dim) is its real columns times the matrix's first rows: that is what is computed, so no padding is carried, nor
+attended to. Attention does not mind the order of tokens; their positions say it.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsnotebook.methods.tokens import Part, Tokens, Window
+
+INIT = 0.02  # standard deviation of initial weights
+WAVES = 10_000.0  # the longest wave of a position, in units of 2 pi places
+HEAD = 30  # width of the projection head
+HIDDEN = 2**22  # numbers in a transformer's hidden layer that are worked on at once
+
+
+class Autoencoder(nn.Module):
+    """Windows' entries (n, f) -> latents (n, r, z) -> entries (n, f), all block by block.
+
+    width: of a token; rows: that share a token, at most. linear: (means, bases) of a per-layer PCA with z components,
+    which is added on both ways (the transformers start by adding nothing); None: no such path, as in the paper.
+    """
+
+    def __init__(self, width: int, rows: int, dim: int, heads: int, blocks: int, z: int, linear: tuple | None = None):
+        super().__init__()
+        self.z, self.linear = z, linear
+        self.read, self.write = (nn.Parameter(INIT * torch.randn(width, dim)) for _ in range(2))
+        self.to_z, self.from_z = (nn.Parameter(INIT * torch.randn(rows * z, dim)) for _ in range(2))
+        self.positions = Positions(dim)
+        self.encoder, self.decoder = (nn.Sequential(*(Block(dim, heads, blocks) for _ in range(blocks))) for _ in "zx")
+        self.head = nn.Sequential(nn.Linear(z, HEAD), nn.LayerNorm(HEAD), nn.GELU(), nn.Linear(HEAD, HEAD))
+        if linear is not None:
+            nn.init.zeros_(self.to_z)
+            nn.init.zeros_(self.write)
+
+    def encode(self, x: Tensor, window: Window) -> Tensor:
+        """Entries (n, f) -> latents (n, r, z)."""
+        parts = window.parts
+        tokens = x.split([p.tokens * p.columns for p in parts], 1)
+        h = [own.unflatten(1, (p.tokens, -1)) @ self.read[: p.columns] for own, p in zip(tokens, parts, strict=True)]
+        h = self.encoder(torch.cat(h, 1) + self.positions(window.positions)).split([p.tokens for p in parts], 1)
+        z = [(own @ self.to_z[: p.rows * self.z].T).flatten(1) for own, p in zip(h, parts, strict=True)]
+        z = torch.cat(z, 1).unflatten(1, (-1, self.z))
+        if self.linear is None:
+            return z
+        means, bases = self.linear
+        rows = [own.unflatten(1, (p.tokens * p.rows, -1)) for own, p in zip(tokens, parts, strict=True)]
+        straight = [(own - means[p.block]) @ bases[p.block] for own, p in zip(rows, parts, strict=True)]
+        return z * self._free(window) + torch.cat(straight, 1)
+
+    def decode(self, z: Tensor, window: Window) -> Tensor:
+        """Latents (n, r, z) -> entries (n, f)."""
+        parts = window.parts
+        rows = z.split([p.tokens * p.rows for p in parts], 1)
+        h = [
+            own.reshape(len(z), p.tokens, -1) @ self.from_z[: p.rows * self.z]
+            for own, p in zip(rows, parts, strict=True)
+        ]
+        h = self.decoder(torch.cat(h, 1) + self.positions(window.positions)).split([p.tokens for p in parts], 1)
+        x = [(own @ self.write[: p.columns].T).flatten(1) for own, p in zip(h, parts, strict=True)]
+        if self.linear is None:
+            return torch.cat(x, 1)
+        means, bases = self.linear
+        straight = [(own @ bases[p.block].T + means[p.block]).flatten(1) for own, p in zip(rows, parts, strict=True)]
+        x = [b if self._lossless(p) else a + b for a, b, p in zip(x, straight, parts, strict=True)]
+        return torch.cat(x, 1)
+
+    def _lossless(self, part: Part) -> bool:
+        """Whether a row has fewer numbers than latents."""
+        return part.columns // part.rows < self.z
+
+    def _free(self, window: Window) -> Tensor:
+        """(r, z) 1 where the encoder may add to the linear path: not to what a lossless row is decoded from."""
+        z = torch.arange(self.z)
+        free = [
+            (z >= p.columns // p.rows if self._lossless(p) else z >= 0).expand(p.tokens * p.rows, -1)
+            for p in window.parts
+        ]
+        return torch.cat(free).to(self.read)
+
+    def project(self, z: Tensor) -> Tensor:
+        """Latents (n, r, z) of windows of any length -> what the contrast compares, (n, 30)."""
+        return self.head(z.mean(1))
+
+
+class Positions(nn.Module):
+    """A token's place in the sequence, layer and row (w, 3) -> (w, dim): sines and cosines, and a linear map."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        waves = max(1, dim // 6)
+        self.register_buffer("frequencies", WAVES ** -(torch.arange(waves) / waves))
+        self.map = linear_map(6 * waves, dim)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        angles = (positions[..., None] * self.frequencies).flatten(1)
+        return self.map(torch.cat([angles.sin(), angles.cos()], 1))
+
+
+class Block(nn.Module):
+    """Attention and a perceptron four times as wide, each of a norm and added to its input (n, w, dim); no biases."""
+
+    def __init__(self, dim: int, heads: int, blocks: int):
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, bias=False) for _ in range(2))
+        last = INIT / math.sqrt(2 * blocks)  # the sum of all residuals then has a size of its own
+        self.qkv, self.out = linear_map(dim, 3 * dim), linear_map(dim, dim, last)
+        self.up, self.down = linear_map(dim, 4 * dim), linear_map(4 * dim, dim, last)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norms[0](h)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = h + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return h + self.down(F.gelu(self.up(self.norms[1](h))))
+
+
+def linear_map(inputs: int, outputs: int, deviation: float = INIT) -> nn.Linear:
+    """A linear layer without a bias."""
+    layer = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(layer.weight, std=deviation)
+    return layer
+
+
+def contrast(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """NT-Xent: two views (n, p) of n networks; each view is to be nearest its partner among all 2 n - 1 others."""
+    both = F.normalize(torch.cat([a, b]), dim=1)
+    n, similarity = len(a), both @ both.T / temperature
+    similarity.fill_diagonal_(-torch.inf)
+    return F.cross_entropy(similarity, torch.arange(2 * n, device=a.device).roll(n))
+
+
+# ---- whole networks, of any number of tokens ---------------------------------------------------------------------
+
+
+def encoded(network: Autoencoder, tokens: Tokens, entries: Tensor, window: int, halo: int) -> Tensor:
+    """Entries (n, e) of networks -> latents (n, r, z) in the sequence's order, by `stretches`."""
+    z = entries.new_empty(len(entries), len(tokens.rows), network.z)
+    for seen, kept in stretches(len(tokens), window, halo):
+        here = tokens.window(seen.start, seen.stop)
+        wanted = tokens.within(here.rows, kept)
+        for some in _portions(len(entries), len(seen), network):
+            z[some, here.rows[wanted]] = network.encode(entries[some][:, here.entries], here)[:, wanted]
+    return z
+
+
+def decoded(network: Autoencoder, tokens: Tokens, z: Tensor, window: int, halo: int) -> Tensor:
+    """Latents (n, r, z) of networks in the sequence's order -> entries (n, e), by `stretches`."""
+    entries = z.new_empty(len(z), len(tokens.places))
+    for seen, kept in stretches(len(tokens), window, halo):
+        here = tokens.window(seen.start, seen.stop)
+        wanted = (here.token >= kept.start - seen.start) & (here.token < kept.stop - seen.start)
+        for some in _portions(len(z), len(seen), network):
+            entries[some, here.entries[wanted]] = network.decode(z[some][:, here.rows], here)[:, wanted]
+    return entries
+
+
+def stretches(s: int, window: int, halo: int) -> Iterator[tuple[range, range]]:
+    """(tokens seen, those of them whose results are kept) until all s are: windows, with halos beside what is kept."""
+    if s <= window:
+        yield range(s), range(s)
+        return
+    for first in range(0, s, window - 2 * halo):
+        start = min(max(first - halo, 0), s - window)
+        yield range(start, start + window), range(first, min(first + window - 2 * halo, s))
+
+
+def _portions(n: int, w: int, network: Autoencoder) -> Iterator[slice]:
+    """The n networks, as many at once as `HIDDEN` allows."""
+    size = max(1, HIDDEN // (w * 4 * network.read.shape[1]))
+    return (slice(first, min(first + size, n)) for first in range(0, n, size))

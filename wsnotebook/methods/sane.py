@@ -1,0 +1,198 @@
+"""SANE: networks as sequences of latents, by an autoencoder of their rows of weights, and back to networks.
+
+Schuerholt et al. 2024, "Towards Scalable and Versatile Weight Space Learning". Per step, with x a zoo's tokens,
+standardised layer by layer, x' and x'' two views of them (noise; units in another order; tokens erased), z' and z'' the
+latents of these, p the projection head:
+
+    loss = gamma NT-Xent(p(z'), p(z'')) + (1 - gamma) mean (decode(z') - x)^2
+
+What we do differently from the public code: standardisation is fitted on training networks alone; augmentations are
+really on (fresh permutations in every step, not stored copies); the mean is over real weights, no padding; the target
+is clean; one view is decoded; all windows of a step start at the same token, so that the contrast tells networks apart
+and not places; short rows share a token, so that the transformers have less to do; a linear path (per-layer PCA) goes
+around them; losses on held-out networks compare runs.
+"""
+
+import copy
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from wsnotebook.datasets import cache_folder, replacing
+from wsnotebook.methods import sane_training
+from wsnotebook.methods.autoencoder import Autoencoder, decoded, encoded
+from wsnotebook.methods.layer_pca import components
+from wsnotebook.methods.tokens import Standardised, Tokens, standardise, tokens
+from wsnotebook.training import check_at_least, check_choice, fingerprint, load_kept
+from wsnotebook.zoo.value import Zoo
+
+KEEP_EVERY = 5.0  # seconds: a run that is kept stores where it is after the next chunk
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the autoencoder is built and trained. `preset` has the paper's settings and ours."""
+
+    width: int | None = None  # numbers in a token; None: the widest row's
+    statistics: bool = False  # whether running statistics of batch norm are tokens too
+    pack: int = 8  # rows, at most, that share a token if they fit and divide their layer's; 1: the paper's
+    window: int = 64  # tokens a step sees; shorter sequences are seen whole
+    halo: int = 8  # tokens on each side that only give context, when a longer sequence is embedded or decoded
+    z: int = 32  # numbers that a row is reduced to
+    dim: int = 96  # width of the transformers
+    heads: int = 4  # of their attention
+    blocks: int = 2  # of each of the two
+    linear: bool = True  # whether per-layer PCA goes there and back beside them; the paper has no such path
+    noise: float = 0.1  # standard deviation of the factors 1 + noise on the weights of both views
+    erase: float = 0.0  # probability that a view lacks a token
+    permute: bool = True  # whether the second view has its units in random order, in which the function is the same
+    target: str = "clean"  # what is to be decoded: clean | noisy (the view itself, as in the public code)
+    decode: str = "first"  # views that are decoded: first | both (as in the public code)
+    gamma: float = 0.2  # share of the contrast in the loss
+    temperature: float = 0.1  # of the contrast
+    iterations: int = 1_000  # optimiser's steps
+    batch: int = 64  # networks a step
+    lr: float = 2e-3  # AdamW's largest learning rate: after 30 % of warm-up from 1 / 25 of it, before a cosine to 1e-4
+    weight_decay: float = 1.0  # decoupled; the paper has 3e-9, with which small zoos are learned by heart
+    clip: float = 2.0  # largest norm of a gradient
+    held_out: float = 0.1  # share of the models that is not trained on, but validated on
+    seed: int = 0  # of weights, batches and views
+
+    def __post_init__(self):
+        check_choice("target", self.target, ("clean", "noisy"))
+        check_choice("decode", self.decode, ("first", "both"))
+        check_at_least(
+            self, window=1, halo=0, z=1, pack=1, dim=6, heads=1, blocks=0, noise=0, erase=0, gamma=0, iterations=0
+        )
+        check_at_least(self, temperature=1e-6, batch=2, lr=0, weight_decay=0, clip=1e-9, held_out=1e-9)
+        if self.dim % self.heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
+        if max(self.erase, self.gamma, self.held_out) >= 1:
+            raise ValueError(f"erase={self.erase}, gamma={self.gamma}, held_out={self.held_out}: expected below 1")
+        if self.window <= 2 * self.halo:
+            raise ValueError(f"window={self.window}, halo={self.halo}: expected a window wider than both its halos")
+
+
+def preset(name: str, zoo: Zoo, **changes) -> Config:
+    """The settings "paper" (table 8, for small CNNs: 50 epochs, each showing a network three times) or "ours", changed.
+
+    Raises ValueError for another name.
+    """
+    check_choice("preset", name, ("paper", "ours"))
+    if name == "ours":
+        return Config(**changes)
+    paper = Config(
+        width=289,
+        pack=1,
+        window=32,
+        z=128,
+        dim=1024,
+        heads=8,
+        blocks=4,
+        linear=False,
+        target="noisy",
+        decode="both",
+        iterations=50 * 3 * max(1, len(zoo) // 32),
+        batch=32,
+        lr=1e-4,
+        gamma=0.05,
+        weight_decay=3e-9,
+    )
+    return replace(paper, **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Sane:
+    """A trained autoencoder of networks. History: an entry every 50 iterations, entry 0 before the first.
+
+    Its fields: iteration; loss, reconstruction and contrast, means over these iterations; validation_loss, the mean
+    square error of a held-out network's standardised weight without augmentation (1: as good as the layers' means);
+    cpu_seconds, so far.
+    """
+
+    config: Config
+    standardised: Standardised  # by the networks trained on
+    network: Autoencoder
+    history: dict[str, list[float]]
+    finished: bool = True  # False: stopped early (and usable all the same)
+
+    def __repr__(self) -> str:
+        return f"Sane({self.tokens!r}, z={self.config.z}, {self.history['iteration'][-1]} iterations)"
+
+    @property
+    def tokens(self) -> Tokens:
+        return self.standardised.tokens
+
+    @torch.no_grad()
+    def embed(self, zoo: Zoo) -> Tensor:
+        """Networks -> latents (n, r, z), one a row, however many. Raises ValueError for another architecture."""
+        entries = self.standardised.encode(zoo.weights)
+        return encoded(self.network, self.tokens, entries, self.config.window, self.config.halo)
+
+    def mean(self, zoo: Zoo) -> Tensor:
+        """Networks -> the mean of their latents over the rows, (n, z): what properties are read from."""
+        return self.embed(zoo).mean(1)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, like: Zoo | None = None) -> Zoo:
+        """Latents (n, r, z) -> networks, with the facts model, parent and activation.
+
+        like: the networks, row by row, that the latents come from; None: none (fact "parent" is -1).
+        Raises ValueError for latents of another shape, and what `Standardised.zoo` does.
+        """
+        expected = (len(self.tokens.rows), self.config.z)
+        if z.shape[1:] != expected:
+            raise ValueError(f"z: shape {tuple(z.shape)}, expected (n, {expected[0]}, {expected[1]}) of these rows")
+        entries = decoded(self.network, self.tokens, z, self.config.window, self.config.halo)
+        return self.standardised.zoo(entries, like)
+
+    def transferred(self, anchors: Zoo) -> "Sane":
+        """The same transformers for another architecture: tokens, standardisation, linear path by a few networks of it.
+
+        Raises ValueError for an empty zoo.
+        """
+        old = self.config
+        of = tokens(anchors.layout, self.tokens.width, statistics=old.statistics, pack=old.pack)
+        standardised, network = standardise(anchors, of), copy.deepcopy(self.network)
+        if network.linear is not None:
+            network.linear = components(standardised, standardised.encode(anchors.weights), old.z)
+        return replace(self, standardised=standardised, network=network)
+
+
+def train(zoo: Zoo, config: Config = Config(), *, x: Tensor | None = None, keep: bool = False) -> Sane:
+    """Train the autoencoder on a zoo's networks, best aligned ones (`symmetry.align`).
+
+    x (1, ...): a sample input, needed to permute your own networks alone. keep: store the state in the cache folder,
+    under the hash of zoo and config; the same call later goes on from there, or returns at once. An interrupt (Ctrl-C,
+    the notebook's stop button) leaves a usable result with `finished` False.
+    Raises ValueError for a zoo of too few models, networks that cannot be permuted, and when the loss diverges.
+    """
+    run, path = sane_training.Run(zoo, config, x), _kept_path(zoo, config) if keep else None
+    if stored := load_kept(path):
+        run.load(stored)
+    finished, kept = True, time.monotonic()
+    try:
+        with tqdm(total=config.iterations, initial=run.iteration, desc="SANE", unit="it", leave=False) as progress:
+            while run.iteration < config.iterations:
+                before = run.iteration
+                run.train_chunk()
+                progress.update(run.iteration - before)
+                progress.set_postfix_str(f"validation loss {run.history['validation_loss'][-1]:.3f}")
+                if path and (run.iteration == config.iterations or time.monotonic() - kept > KEEP_EVERY):
+                    with replacing(path) as file:
+                        torch.save(run.state(), file)
+                    kept = time.monotonic()
+    except KeyboardInterrupt:
+        finished = False
+    return Sane(config, run.standardised, run.network, run.history, finished)
+
+
+def _kept_path(zoo: Zoo, config: Config) -> Path:
+    """Where a run's state is kept: one file for each (config, zoo, package version)."""
+    models = zoo.facts["model"].tolist() if "model" in zoo.facts else None
+    name = fingerprint(config, zoo.network, zoo.layout, zoo.weights, models)
+    return cache_folder() / "results" / f"sane-{name}.pt"
