@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wsnotebook import engines, networks, training, zoo
+from wsnotebook import engines, evaluation, networks, training, zoo
 from wsnotebook.layout import COUNTERS, Layout
 
 FAST = zoo.Config(epochs=1, batch=100, lr=3e-3)
@@ -346,3 +346,14 @@ def test_a_second_call_loads_what_the_cache_holds(digits, monkeypatch):
     monkeypatch.setattr(zoo.training, "_train_shard", None)
     same(one, zoo.train("mlp-64-8-10", digits, 3, FAST))
     assert math.isfinite(os.path.getsize(next(training.cache_folder().rglob("zoo.safetensors"))))
+
+
+def test_training_accuracy_is_of_the_rows_that_are_scored(digits, tmp_path):
+    config = zoo.Config(epochs=1, batch=64, scored=50)
+    nets = zoo.train("mlp-64-8-10", digits, 3, config, folder=tmp_path)
+    x, y = digits.train
+    expected = evaluation.report(nets, (x[:50], y[:50])).accuracy
+    assert nets.facts["train_accuracy"] == pytest.approx(expected)
+    assert not np.allclose(expected, evaluation.report(nets, digits.train).accuracy)
+    with pytest.raises(ValueError, match="scored"):
+        zoo.Config(scored=0)

@@ -27,7 +27,6 @@ from wsnotebook.training import SCHEDULES, augmented, check_at_least, check_choi
 from wsnotebook.zoo.value import Zoo, concat, load
 
 VARIED = ("optimiser", "lr", "weight_decay", "init", "activation", "dropout", "epochs")  # fields that take a tuple
-SCORED = 5_000  # training rows that a network's training accuracy is measured on
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,13 @@ class Config:
     frozen: tuple[str, ...] = ()  # parameters that stay as they start: names, or patterns such as "conv1.*"
     order: str = "own"  # of the minibatches: own | shared by all networks (their first layers are then one product)
     snapshots: tuple[int, ...] = ()  # steps after which every network is kept, besides the last
+    scored: int = 5_000  # training rows, the first, that a network's training accuracy is measured on
     seed: int = 0  # network i has the seed `seed` + i, of its weights, order and dropout
 
     def __post_init__(self):
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("order", self.order, ("own", "shared"))
-        check_at_least(self, batch=1, shift=0, seed=0)
+        check_at_least(self, batch=1, shift=0, scored=1, seed=0)
         for field, choices in {"optimiser": ("adam", "adamw", "sgd"), "init": networks.INITS}.items():
             for value in self.choices(field):
                 check_choice(field, value, choices)
@@ -120,7 +120,7 @@ def train(
     trains the shards, each in one task.
 
     Facts of a network: model (its number), step, epoch, seed, parent (-1: trained from scratch), the fields of
-    `VARIED`, accuracies in % and losses in nats of train (its first 5,000 rows), validation and test, and gap (train
+    `VARIED`, accuracies in % and losses in nats of train (the rows that are scored), validation and test, and gap (train
     minus test accuracy). Networks that diverged are left out with a RuntimeWarning. Raises ValueError for n < 1, a
     network that does not take the data, a choice or a frozen parameter that it does not have, and a damaged shard.
     """
@@ -259,7 +259,7 @@ def _train_group(work: _Work, models: list[Model]) -> Zoo:
             trainer.run(images, y, batches, torch.tensor(scale))
         if step in config.snapshots or step == last:
             rows.append(trainer.weights)
-            facts.append(_facts(models, trainer, dataset, step, step / per_epoch))
+            facts.append(_facts(models, trainer, dataset, step, step / per_epoch, config.scored))
     weights = torch.cat(rows)
     finite = weights.isfinite().all(1)
     facts = {name: np.concatenate([part[name] for part in facts])[finite.cpu().numpy()] for name in facts[0]}
@@ -293,7 +293,9 @@ def _segments(x: Tensor, config: Config, models: list[Model]) -> Iterator[tuple[
             yield done + b, (images, batches[..., a:b, :])
 
 
-def _facts(models: list[Model], trainer, dataset: Dataset, step: int, epoch: float) -> dict[str, np.ndarray]:
+def _facts(
+    models: list[Model], trainer, dataset: Dataset, step: int, epoch: float, scored: int
+) -> dict[str, np.ndarray]:
     """One entry a network for each fact."""
     k = len(models)
     facts = {
@@ -308,6 +310,6 @@ def _facts(models: list[Model], trainer, dataset: Dataset, step: int, epoch: flo
             facts["epochs_in_all" if field == "epochs" else field] = np.array([getattr(m, field) for m in models])
     for part in ("train", "validation", "test"):
         x, y = getattr(dataset, part)
-        accuracy, loss = trainer.score(x[:SCORED], y[:SCORED]) if part == "train" else trainer.score(x, y)
+        accuracy, loss = trainer.score(x[:scored], y[:scored]) if part == "train" else trainer.score(x, y)
         facts |= {f"{part}_accuracy": accuracy.cpu().numpy(), f"{part}_loss": loss.cpu().numpy()}
     return facts | {"gap": facts["train_accuracy"] - facts["test_accuracy"]}
