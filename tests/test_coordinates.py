@@ -103,6 +103,7 @@ def test_the_remainder_is_what_the_components_leave():
     assert torch.equal(c.zoo(z, remainder=0.5, seed=3).weights, drawn)
     whole = coordinates(nets)
     z = whole.encode(nets.weights)
-    assert not whole.rest.any() and torch.equal(whole.zoo(z, remainder=1.0).weights, whole.decode(z))
+    assert not whole.rest.any()
+    assert torch.equal(whole.zoo(z, remainder=1.0).weights, whole.decode(z))
     with pytest.raises(ValueError, match="remainder=-1: expected a number from 0 up"):
         c.zoo(z, remainder=-1)

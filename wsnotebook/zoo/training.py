@@ -120,7 +120,7 @@ def train(
     trains the shards, each in one task.
 
     Facts of a network: model (its number), step, epoch, seed, parent (-1: trained from scratch), the fields of
-    `VARIED`, accuracies in % and losses in nats of train (the rows that are scored), validation and test, and gap (train
+    `VARIED`, accuracies in % and losses in nats of train (rows `scored`), validation and test, and gap (train
     minus test accuracy). Networks that diverged are left out with a RuntimeWarning. Raises ValueError for n < 1, a
     network that does not take the data, a choice or a frozen parameter that it does not have, and a damaged shard.
     """
