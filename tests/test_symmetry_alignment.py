@@ -274,3 +274,27 @@ def test_errors_say_what_was_seen_and_expected():
     for reference in (2, "median", 0.5):
         with pytest.raises(ValueError, match='expected "mean", a row of weights, or one of 0 .. 1'):
             symmetry.align(zoo, reference=reference)
+
+
+def test_snapshots_move_as_their_model_does():
+    last = zoo_of("cnn-tiny", 5)
+    last = last.derived(last.weights, model=np.array([3, 9, 4, 7, 1]))
+    generator = torch.Generator().manual_seed(0)
+    earlier = last.filter([4, 0, 2]).derived(torch.randn(3, last.layout.d, generator=generator))
+    found = symmetry.align(last)
+    assert torch.equal(found.carry(last).weights, found.zoo.weights)
+    carried = found.carry(earlier)
+    before, after = earlier.weights.sort(1).values, carried.weights.sort(1).values
+    assert torch.equal(before, after)
+    x = torch.randn(4, 1, 8, 8, generator=generator)
+    for i, row in enumerate([4, 0, 2]):
+        assert torch.allclose(earlier.module(i)(x), carried.module(i)(x), atol=1e-4)
+        mixed = last.layout.unflatten(
+            (earlier.weights[i] + last.weights[row])[None]
+        )  # linear: one permutation for both
+        both = last.layout.flatten(
+            found.specification.apply(mixed, {g: p[[row]] for g, p in found.permutations.items()})
+        )
+        assert torch.allclose(both[0], carried.weights[i] + found.zoo.weights[row], atol=1e-6)
+    with pytest.raises(ValueError, match="model 2 is none of the 5"):
+        found.carry(earlier.derived(earlier.weights, model=np.array([3, 2, 4])))

@@ -50,6 +50,24 @@ class Alignment:
         error = self.function_error.max()
         return f"Alignment({self.zoo!r}, mean distance {before:.4g} -> {after:.4g}, function error {error:.1e})"
 
+    def carry(self, zoo: Zoo) -> Zoo:
+        """Other networks of the same models (fact "model"), such as earlier snapshots, each permuted as its model was.
+
+        Aligned one by one, snapshots of a model would jump between orders. Raises ValueError for a model that was not
+        aligned, or was several times, and another architecture.
+        """
+        if zoo.layout != self.zoo.layout or "model" not in zoo.facts:
+            raise ValueError(f"zoo: {zoo!r}; expected networks like the aligned {self.zoo!r}, with the fact model")
+        aligned, asked = self.zoo.facts["model"], zoo.facts["model"]
+        known, place = np.unique(aligned, return_index=True)
+        if len(known) < len(aligned):
+            raise ValueError(f"{len(aligned)} aligned networks of {len(known)} models: expected one of each to follow")
+        if unknown := set(asked.tolist()) - set(known.tolist()):
+            raise ValueError(f"zoo: model {min(unknown)} is none of the {len(known)} that were aligned")
+        rows = torch.from_numpy(place[np.searchsorted(known, asked)])
+        permutations = {group: p[rows] for group, p in self.permutations.items()}
+        return zoo.derived(_permuted(zoo.layout, self.specification, zoo.weights, permutations))
+
 
 def verify(network: nn.Module, spec: Specification, x: Tensor, seed: int = 0) -> float:
     """Largest change of an output, relative to the largest output, under a random permutation; x (b, ...).
