@@ -9,7 +9,7 @@ import torch
 from wsnotebook import evaluation, networks, zoo
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.methods import controls
-from wsnotebook.methods.transfer import layers, transfer
+from wsnotebook.methods.transfer import fine_tuning, layers, transfer
 
 NETWORK = "mlp-64-12-8-10"
 CONFIG = zoo.Config(batch=100, lr=3e-3, weight_decay=0.1)
@@ -176,6 +176,42 @@ def test_a_norm_belongs_to_the_layer_before_it():
     assert layers(Layout.of(network)) == [first, ["3.weight", "3.bias"]]
 
 
+def test_fine_tuning_by_whole_passes_is_transfer_with_nothing_frozen(arms, digits):
+    length = -(-len(digits.train[0]) // CONFIG.batch)
+    by_steps = fine_tuning(arms, digits, (0, length, 3 * length), config=CONFIG)
+    by_epochs = transfer(arms, digits, (0, 1, 3), config=CONFIG, share=0)
+    for name in arms:
+        assert np.array_equal(by_steps.test[name], by_epochs.test[name])
+        assert np.array_equal(by_steps.validation[name], by_epochs.validation[name])
+    assert by_steps.frozen == by_epochs.frozen == ()
+    assert by_steps.columns == ["0 steps", f"{length} steps", f"{3 * length} steps"]
+    np.testing.assert_allclose(by_steps.epochs, by_epochs.epochs, rtol=0.1)
+
+
+@pytest.mark.parametrize(("steps", "rows"), [((0, 3), 300), ((2, 5, 25), 900), ((0,), None)])
+def test_fine_tuning_goes_through_as_many_rows_as_its_steps_need(arms, digits, monkeypatch, steps, rows):
+    seen, train = [], zoo.train
+
+    def watched(network, data, *rest, **settings):
+        seen.append(data.train[1])
+        return train(network, data, *rest, **settings)
+
+    monkeypatch.setattr(zoo, "train", watched)
+    result = fine_tuning(arms, digits, steps, config=CONFIG)
+    for labels in seen:
+        assert torch.equal(labels, seen[0])
+        assert len(labels) == (rows or len(digits.train[0]))
+    for name, arm in arms.items():
+        assert result.test[name].shape == (len(steps), len(arm))
+        assert result.zoos[name].facts["step"].tolist() == list(steps) * len(arm)
+        assert not np.isnan(result.test[name]).any()
+    if steps[0] == 0:
+        for name, arm in arms.items():
+            np.testing.assert_allclose(
+                result.test[name][0], evaluation.report(arm, digits.test).accuracy, rtol=0, atol=1e-6
+            )
+
+
 def test_what_cannot_be_is_said(arms, moved, parity, digits):
     other = zoo.train("mlp-64-9-8-10", digits, 1, zoo.Config(epochs=0))
     wide = replace(digits, **{part: (getattr(digits, part)[0].repeat(1, 1, 2, 1), digits.test[1]) for part in PARTS})
@@ -191,6 +227,9 @@ def test_what_cannot_be_is_said(arms, moved, parity, digits):
         (lambda: transfer(arms, moved, shots=0), "shots=0"),
         (lambda: transfer(arms, moved, shots=10_000), "rarest class"),
         (lambda: transfer(arms, parity), "pass head='fresh'"),
+        (lambda: fine_tuning(arms, parity, config=CONFIG), "pass head='fresh'"),
+        (lambda: fine_tuning({}, moved, config=CONFIG), "arms: none"),
+        (lambda: fine_tuning(arms, moved, (10, 5), config=CONFIG), r"steps=\(10, 5\): expected increasing"),
         (lambda: transfer(arms, wide), r"does not take rows of shape \(1, 16, 8\)"),
     ):
         with pytest.raises(ValueError, match=named):

@@ -1,4 +1,6 @@
-"""Transfer: networks that were made for one data set, trained for a few epochs on another, beside their controls.
+"""Networks of several origins, trained on in the same way, one arm each: on other data, or on their own.
+
+`transfer` counts epochs and may freeze layers; `fine_tuning` counts steps and freezes nothing.
 
 After Gupta et al. 2026, "DeepWeightFlow". What we do differently from the public code, where generated networks freeze
 part of their layers and random ones none, and the epoch with the best test accuracy is reported: every arm freezes the
@@ -8,6 +10,7 @@ in every arm; the epochs are places in one run; few-shot means few rows.
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,12 +32,13 @@ class Transfer:
     """How every arm's n networks did after so many epochs; a network that diverged is nan from there on."""
 
     dataset: str
-    epochs: tuple[int, ...]
+    epochs: tuple[float, ...]
     frozen: tuple[str, ...]  # names of the tensors that stayed as they started, in every arm
     head: str
     validation: dict[str, np.ndarray]  # {arm: (epochs, n)} accuracy, %
     test: dict[str, np.ndarray]
     zoos: dict[str, Zoo]  # {arm: its networks at all these epochs}, with `zoo.train`'s facts
+    steps: tuple[int, ...] | None = None  # the same places counted in minibatches, by `fine_tuning`
 
     def __repr__(self) -> str:
         frozen = f"frozen in every arm: {', '.join(self.frozen) or 'nothing'}"
@@ -43,7 +47,7 @@ class Transfer:
     @property
     def columns(self) -> list[str]:
         """Headings for `rows`, as `evaluation.markdown` takes both."""
-        return [f"epoch {epoch}" for epoch in self.epochs]
+        return [f"epoch {e}" for e in self.epochs] if self.steps is None else [f"{s} steps" for s in self.steps]
 
     def rows(self, part: str = "test") -> list[list[str]]:
         """Each arm's name and accuracies (%): means over its networks, and half-widths of their 95 % intervals."""
@@ -77,33 +81,48 @@ def transfer(
     Trained networks are kept in the cache folder, and the same call later loads them. Raises ValueError for arms that
     are not of one architecture, data that they do not take, and epochs, share, head or shots that cannot be.
     """
-    check_choice("head", head, ("keep", "fresh"))
     if not 0 <= share < 1:
         raise ValueError(f"share={share!r}: expected from 0 up to, not including, 1: the last layer is always trained")
-    if {type(epoch) for epoch in epochs} != {int} or list(epochs) != sorted(set(epochs)) or epochs[0] < 0:
-        raise ValueError(f"epochs={epochs}: expected increasing whole numbers >= 0, such as (0, 1, 5)")
-    first, layout = _architecture(arms)
-    outputs = classes(first, dataset.train[0])
-    if head == "keep" and outputs != len(dataset.classes):
-        raise ValueError(
-            f"{dataset.name} has {len(dataset.classes)} classes, {first.network} {outputs} outputs: pass head='fresh'"
-        )
+    _check_places("epochs", epochs, (0, 1, 5))
+    _check(arms, dataset, head)
     if shots is not None:
         dataset = _few(dataset, shots, seed)
-    found = layers(layout)
+    found = layers(next(iter(arms.values())).layout)
     frozen = tuple(itertools.chain(*found[: math.floor(share * len(found))]))
-    if head == "fresh":
-        arms = {name: _with_fresh_heads(arm, found[-1], dataset, SEEDS + seed) for name, arm in arms.items()}
+    per_epoch = math.ceil(len(dataset.train[0]) / config.batch)
+    config = replace(config, epochs=epochs[-1], frozen=frozen)
+    curves = _curves(arms, dataset, [per_epoch * epoch for epoch in epochs], config, head, seed)
+    return Transfer(dataset.label, tuple(epochs), frozen, head, *curves)
 
-    steps = math.ceil(len(dataset.train[0]) / config.batch)
-    snapshots = tuple(steps * epoch for epoch in epochs[:-1])
-    config = replace(config, epochs=epochs[-1], snapshots=snapshots, frozen=frozen, seed=SEEDS + seed)
-    trained = {name: zoo.train(arm.network, dataset, len(arm), config, start=arm) for name, arm in arms.items()}
-    validation, test = (
-        {name: _by_epoch(trained[name], f"{part}_accuracy", epochs, len(arm)) for name, arm in arms.items()}
-        for part in ("validation", "test")
-    )
-    return Transfer(dataset.label, tuple(epochs), frozen, head, validation, test, trained)
+
+def fine_tuning(
+    arms: dict[str, Zoo],
+    dataset: Dataset,
+    steps: tuple[int, ...] = (0, 100, 250, 600, 1200),
+    *,
+    config: zoo.Config,
+    head: str = "keep",
+    seed: int = 0,
+) -> Transfer:
+    """Train every arm's networks on, as `transfer` does with nothing frozen, and score them after each of `steps`.
+
+    An arm that learns faster than random initialisations need not come from good networks: even rows that do not belong
+    together do (`latent_sampling`'s mode "tokens"), so these belong beside it.
+    steps: minibatches of config.batch rows. No more rows are gone through than they need: the passes are of equal
+    length, over training rows drawn by `seed`, the same for all; a schedule ends with the last step, or as much later
+    as the passes need to be equal (fewer steps than there are passes).
+    config: how to train, best as the zoo was. arms, head and errors: as `transfer`.
+    """
+    _check_places("steps", steps, (0, 100, 250))
+    _check(arms, dataset, head)
+    x, y = dataset.train
+    passes = math.ceil(steps[-1] / math.ceil(len(x) / config.batch))
+    length = math.ceil(steps[-1] / max(passes, 1)) * config.batch or len(x)  # rows a pass
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:length].sort().values.to(x.device)
+    fewer = replace(dataset, train=(x[rows], y[rows]))
+    curves = _curves(arms, fewer, steps, replace(config, epochs=passes, frozen=()), head, seed)
+    epochs = tuple(step * config.batch / len(x) for step in steps)
+    return Transfer(dataset.label, epochs, (), head, *curves, steps=tuple(steps))
 
 
 def layers(layout: Layout) -> list[list[str]]:
@@ -123,8 +142,14 @@ def layers(layout: Layout) -> list[list[str]]:
     return found
 
 
-def _architecture(arms: dict[str, Zoo]) -> tuple[Zoo, Layout]:
-    """The first arm, and the layout that all have."""
+def _check_places(name: str, places: tuple[int, ...], example: tuple[int, ...]) -> None:
+    if {type(place) for place in places} != {int} or list(places) != sorted(set(places)) or places[0] < 0:
+        raise ValueError(f"{name}={places}: expected increasing whole numbers >= 0, such as {example}")
+
+
+def _check(arms: dict[str, Zoo], dataset: Dataset, head: str) -> None:
+    """Raise ValueError unless the arms have one architecture, which takes the data."""
+    check_choice("head", head, ("keep", "fresh"))
     if not arms:
         raise ValueError("arms: none given; expected {name: Zoo}")
     first = next(iter(arms.values()))
@@ -135,7 +160,31 @@ def _architecture(arms: dict[str, Zoo]) -> tuple[Zoo, Layout]:
                 f"arms[{name!r}]: {arm.network} with d={arm.layout.d}, expected {first.network} with d={layout.d}: "
                 "arms have one architecture, and all of its tensors"
             )
-    return first, layout
+    outputs = classes(first, dataset.train[0])
+    if head == "keep" and outputs != len(dataset.classes):
+        raise ValueError(
+            f"{dataset.name} has {len(dataset.classes)} classes, {first.network} {outputs} outputs: pass head='fresh'"
+        )
+
+
+def _curves(
+    arms: dict[str, Zoo], dataset: Dataset, steps: Sequence[int], config: zoo.Config, head: str, seed: int
+) -> tuple[dict, dict, dict]:
+    """{arm: accuracies (steps, n)} in validation and in test, and {arm: its networks at all these steps}."""
+    if head == "fresh":
+        arms = {
+            name: _with_fresh_heads(arm, layers(arm.layout)[-1], dataset, SEEDS + seed) for name, arm in arms.items()
+        }
+    last = config.epochs * math.ceil(len(dataset.train[0]) / config.batch)
+    config = replace(config, snapshots=tuple(step for step in steps if step < last), seed=SEEDS + seed)
+    trained = {name: zoo.train(arm.network, dataset, len(arm), config, start=arm) for name, arm in arms.items()}
+    if last > steps[-1]:
+        trained = {name: one.filter(one.facts["step"] <= steps[-1]) for name, one in trained.items()}
+    validation, test = (
+        {name: _by_step(trained[name], f"{part}_accuracy", steps, len(arm)) for name, arm in arms.items()}
+        for part in ("validation", "test")
+    )
+    return validation, test, trained
 
 
 def _few(dataset: Dataset, shots: int, seed: int) -> Dataset:
@@ -169,8 +218,8 @@ def _with_fresh_heads(arm: Zoo, head: list[str], dataset: Dataset, seed: int) ->
     return replace(arm, weights=weights, layout=layout, network=network)
 
 
-def _by_epoch(trained: Zoo, fact: str, epochs: tuple[int, ...], n: int) -> np.ndarray:
-    """(epochs, n) of a fact; nan where a network is missing."""
-    values = np.full((len(epochs), n), math.nan)
-    values[np.searchsorted(epochs, trained.facts["epoch"]), trained.facts["model"]] = trained.facts[fact]
+def _by_step(trained: Zoo, fact: str, steps: Sequence[int], n: int) -> np.ndarray:
+    """(steps, n) of a fact; nan where a network is missing."""
+    values = np.full((len(steps), n), math.nan)
+    values[np.searchsorted(steps, trained.facts["step"]), trained.facts["model"]] = trained.facts[fact]
     return values
