@@ -1,5 +1,7 @@
 """Laws of weight flow's pictures: what is drawn are the path's own coordinates and the histories' own numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -124,5 +126,8 @@ def test_transfers_draw_each_arms_means_and_intervals():
     half = stats.t.ppf(0.975, 1)  # of two values 2 apart; twice it of two values 4 apart
     assert low == pytest.approx(11 - half)
     assert high == pytest.approx(52 + 2 * half)
+    (steps,) = plots.transfers({"here": replace(found, epochs=(0.0, 0.1), steps=(0, 100))}).axes
+    assert [label.get_text() for label in steps.get_xticklabels()] == ["0", "100"]
+    assert (steps.get_xlabel(), figure.axes[0].get_xlabel()) == ("steps", "epochs")
     with pytest.raises(ValueError, match="panels is empty"):
         plots.transfers({})

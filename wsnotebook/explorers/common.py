@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 from IPython.display import publish_display_data
+from PIL import Image
 
 from wsnotebook.datasets import replacing
 from wsnotebook.plots.common import INK, compact_png
@@ -144,3 +146,10 @@ def html_options(names: list[str]) -> str:
 def html_row(items: list[str], attributes: str = "") -> str:
     style = "display: flex; flex-wrap: wrap; gap: 0 1.6em; font-variant-numeric: tabular-nums"
     return f"<div {attributes} style='{style}'>{''.join(f'<span>{item}</span>' for item in items)}</div>"
+
+
+def image_source(image: Image.Image) -> str:
+    """As a browser reads an image out of a text."""
+    data = io.BytesIO()
+    image.save(data, "png")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

@@ -5,9 +5,7 @@ network is worth, and how far it is from the nearest training network: 0 is a co
 conditional flow is told are changed live. `plots.flow_frame` is the static twin.
 """
 
-import base64
 import html
-import io
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -28,6 +26,7 @@ from wsnotebook.explorers.common import (
     chooser,
     html_options,
     html_row,
+    image_source,
     readout,
     write_page,
 )
@@ -172,7 +171,7 @@ class Explorer(Displayed):
             "accuracy": [_short(scores.accuracy) for scores in every],
             "distance": [_short(scores.distance) for scores in every],
             "nearest": [self._models()[scores.nearest].tolist() for scores in every],
-            "strips": [[_source(strip) for strip in self._strips(i, stops, asked)] for i in range(self.n)],
+            "strips": [[image_source(strip) for strip in self._strips(i, stops, asked)] for i in range(self.n)],
         }
 
     def _path(self, asked: float | str | None) -> Tensor:
@@ -280,7 +279,7 @@ class Explorer(Displayed):
         layout = {f"{name}.range": list(ends) for name, *ends in zip(("xaxis", "yaxis"), low, high, strict=True)}
         layout["yaxis3.range"] = [0, 1.06 * max(*curves.distance, *here.distance, self.typical[1])]
         for strip in self._strips(i, [self.step], self.asked):
-            layout["images[0].source"] = _source(strip.resize((ZOOM * strip.width, ZOOM * strip.height), NEAREST))
+            layout["images[0].source"] = image_source(strip.resize((ZOOM * strip.width, ZOOM * strip.height), NEAREST))
         figure.plotly_update(data, layout, MOVING)
 
 
@@ -314,13 +313,6 @@ def _named(value: float | str | None) -> str:
 def _short(values: np.ndarray) -> list:
     """Five digits a number."""
     return [_short(part) for part in values] if values.ndim > 1 else [float(f"{value:.5g}") for value in values]
-
-
-def _source(image: Image.Image) -> str:
-    """As a browser reads an image out of a text."""
-    data = io.BytesIO()
-    image.save(data, "png")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def _key(typical: tuple[float, float]) -> str:

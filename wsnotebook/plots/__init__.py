@@ -10,6 +10,8 @@ from wsnotebook.plots.landscape import distances as distances
 from wsnotebook.plots.landscape import loss_plane as loss_plane
 from wsnotebook.plots.landscape import loss_planes as loss_planes
 from wsnotebook.plots.landscape import path_frame as path_frame
+from wsnotebook.plots.latent import latent_frame as latent_frame
+from wsnotebook.plots.latent import token_layout as token_layout
 from wsnotebook.plots.mixture import Frame as Frame
 from wsnotebook.plots.mixture import animate as animate
 from wsnotebook.plots.mixture import before_after as before_after
@@ -23,6 +25,10 @@ from wsnotebook.plots.networks import filters as filters
 from wsnotebook.plots.networks import front as front
 from wsnotebook.plots.networks import layer_sizes as layer_sizes
 from wsnotebook.plots.networks import training_curves as training_curves
+from wsnotebook.plots.sane import latent_trajectories as latent_trajectories
+from wsnotebook.plots.sane import layer_spread as layer_spread
+from wsnotebook.plots.sane import properties as properties
+from wsnotebook.plots.sane import sane_training as sane_training
 from wsnotebook.plots.tuning import ablation as ablation
 from wsnotebook.plots.tuning import pruning as pruning
 from wsnotebook.plots.tuning import saved_epochs as saved_epochs

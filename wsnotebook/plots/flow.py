@@ -136,7 +136,7 @@ def asked_and_made(asked: np.ndarray, made: np.ndarray, trained: np.ndarray) -> 
 
 @styled
 def transfers(panels: Mapping) -> Figure:
-    """Accuracy on other data over epochs of training there, an arm each, in panels {title: methods.transfer.Transfer}.
+    """Accuracy over further training, an arm each, in panels {title: `methods.transfer.transfer` or `fine_tuning`}.
 
     Lines are means over an arm's networks, bands 95 % intervals. Raises ValueError for no panels.
     """
@@ -145,15 +145,15 @@ def transfers(panels: Mapping) -> Figure:
     figure = Figure(figsize=(7, 3.6))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (title, found) in zip(axes, panels.items(), strict=True):
-        places = np.arange(len(found.epochs))
+        places, names = np.arange(len(found.epochs)), found.steps or found.epochs
         for (arm, values), (colour, marker) in zip(found.test.items(), cycle(LOOKS), strict=False):
             middle, half = np.array([interval(epoch.tolist()) for epoch in values]).T
             ax.plot(places, middle, color=colour, marker=marker, ms=5, lw=1.6, label=arm)
             ax.fill_between(places, middle - half, middle + half, color=colour, alpha=0.2, lw=0)
-        ax.set(title=title, xlabel="epochs on the other data", xticks=places, xticklabels=found.epochs)
+        ax.set(title=title, xlabel="steps" if found.steps else "epochs", xticks=places, xticklabels=names)
     axes[0].set(ylabel="test accuracy (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle("What was learned elsewhere, trained on", x=0.01, ha="left")
+    figure.suptitle("Accuracy over further training, by what the networks start as", x=0.01, ha="left")
     return figure
 
 

@@ -1,0 +1,106 @@
+"""The latent explorer in a real JupyterLab: keys walk, and another direction, start or layer redraws what is shown.
+
+The screenshots are kept in runs/screenshots/.
+"""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from driving import press, wait_idle
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+CELL = """from wsnotebook import datasets, symmetry, zoo
+from wsnotebook.explorers import latent
+from wsnotebook.methods.layer_pca import layer_pca
+
+digits = datasets.load("digits")
+nets = zoo.train("cnn-tiny", digits, 24, zoo.Config(epochs=12, batch=32, lr=3e-3, snapshots=(0, 20, 100)))
+nets = symmetry.align(nets, reference=0).zoo
+latent.Explorer(layer_pca(nets, 16), nets, digits.validation)"""
+# what is shown: the readout, the points and texts of every trace, the pictures' sizes, the drawn numbers
+SEEN = """() => {
+  const plot = document.querySelector('.js-plotly-plot');
+  const values = v => Array.from(v && v.bdata !== undefined ? Object.values(v._inputArray ?? {}) : v ?? []);
+  return {
+    readout: document.querySelector('[role=status][aria-live=polite]').textContent,
+    data: JSON.stringify(plot.data.map(t => [values(t.x).slice(0, 30), values(t.y).slice(0, 30), values(t.text)])),
+    images: [...plot.querySelectorAll('image')].map(image => image.getAttribute('href')),
+    numbers: [...plot.querySelectorAll('.textpoint text')].map(text => Number(text.textContent)),
+  };
+}"""
+ROWS = 360  # of the validation digits
+
+
+@pytest.fixture(scope="module")
+def page(opened, notebooks):
+    python = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=python)
+    nbformat.write(notebook, notebooks / "latent.ipynb")
+    page = opened("latent.ipynb")
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_selector(".js-plotly-plot .main-svg")
+    wait_idle(page)
+    page.wait_for_timeout(1000)
+    page.errors = []
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    yield page
+    page.close()
+
+
+def changed(page, before, what="data"):
+    """What is shown once that is other than before."""
+    other = f"([before, what]) => JSON.stringify(({SEEN})()[what]) !== JSON.stringify(before)"
+    page.wait_for_function(other, arg=[before[what], what], timeout=20_000)
+    page.wait_for_timeout(400)
+    return page.evaluate(SEEN)
+
+
+def kept(page, name):
+    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
+    page.screenshot(path=ROOT / "runs" / "screenshots" / f"{name}.png")
+
+
+def test_keys_walk(page):
+    before = page.evaluate(SEEN)
+    assert "far +0 standard deviations" in before["readout"]
+    assert len(before["images"]) == 4, "the confusion matrix, filters, weights, what the nearest lacks"
+    assert sum(before["numbers"]) == ROWS
+    delays = [press(page, "ArrowRight") for _ in range(4)]
+    after = changed(page, before)
+    assert "far +1.2 standard deviations" in after["readout"]
+    assert all(one != other for one, other in zip(before["images"], after["images"], strict=True))
+    assert sum(after["numbers"]) == ROWS, "every number of the confusion matrix is drawn"
+    kept(page, "latent_axis")
+    print(f"key to picture: median {sorted(delays)[2]:.0f} ms of 4, longest {max(delays):.0f} ms")
+
+
+@pytest.mark.parametrize("direction", ["towards another network", "at random"])
+def test_another_direction_is_another_walk(page, direction):
+    before = page.evaluate(SEEN)
+    page.get_by_label("direction", exact=True).first.select_option(direction)
+    after = changed(page, before)
+    assert after["readout"] != before["readout"]
+    assert sum(after["numbers"]) == ROWS
+    kept(page, f"latent_{direction.split()[-1]}")
+
+
+def test_another_layer_is_another_picture(page):
+    before = page.evaluate(SEEN)
+    page.get_by_label("layer", exact=True).first.select_option("fc1.weight")
+    after = changed(page, before, "images")
+    assert after["readout"] == before["readout"]
+    assert after["images"][:2] == before["images"][:2]
+
+
+def test_another_start_is_another_walk(page):
+    before = page.evaluate(SEEN)
+    page.get_by_label("start", exact=True).first.select_option(index=3)
+    assert changed(page, before)["readout"] != before["readout"]
+
+
+def test_the_console_has_no_error(page):
+    assert page.errors == []
