@@ -13,6 +13,7 @@ from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.methods import sane, sane_training
 from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded, stretches
 from wsnotebook.methods.layer_pca import layer_pca
+from wsnotebook.methods.properties import weight_statistics
 from wsnotebook.methods.sane import Config, preset, train
 from wsnotebook.methods.tokens import tokens
 
@@ -232,25 +233,32 @@ def test_augmentations_are_on(nets):
 @pytest.mark.parametrize("decode", ["first", "both"])
 def test_the_loss_is_the_equations(nets, target, decode):
     run = run_of(nets, target=target, decode=decode, linear=False)
-    window = run.standardised.tokens.window(2, 20)
-    clean, views = run.views(torch.arange(10), window)
-    reconstruction, contrasted = run.losses(clean, views, window)
+    window = run.standardised.tokens.window(2, 9)
+    rows = torch.arange(10)
+    clean, views = run.views(rows, window)
+    reconstruction, contrasted, told = run.losses(clean, views, window, rows)
     network, targets = run.network, (clean if target == "clean" else views).split(10)
     z = [network.encode(view, window) for view in views.split(10)]
     errors = [(network.decode(own, window) - to).square().mean() for own, to in zip(z, targets, strict=True)]
     torch.testing.assert_close(reconstruction, errors[0] if decode == "first" else sum(errors) / 2)
     torch.testing.assert_close(contrasted, contrast(network.project(z[0]), network.project(z[1]), 0.1))
+    facts = np.stack([network.facts(own.mean(1)).detach().numpy() for own in z])  # (2, 10, 7 layers)
+    true = weight_statistics(nets.split((1 - run.config.held_out, run.config.held_out), run.config.seed)[0])
+    true = ((true - true.mean(0)) / true.std(0, ddof=1))[:10]
+    touched = np.isin(np.arange(true.shape[1]) // 7, window.positions[:, 1].unique())
+    assert 0 < touched.sum() < len(touched)
+    assert float(told.detach()) == pytest.approx(((facts - true)[..., touched] ** 2).mean(), rel=1e-4)
     assert len(run_of(nets, gamma=0.0).views(torch.arange(10), window)[0]) == 10  # nothing needs the second
 
 
 def test_without_a_contrast_the_loss_is_the_reconstruction(nets):
-    run = run_of(nets, gamma=0.0)
+    run = run_of(nets, gamma=0.0, delta=0.0)
     window = run.standardised.tokens.window(0, 9)
     clean, views = run.views(torch.arange(10), window)
-    reconstruction, contrasted = run.losses(clean, views, window)
+    reconstruction, contrasted, told = run.losses(clean, views, window, torch.arange(10))
     expected = (run.network.decode(run.network.encode(views, window), window) - clean).square().mean()
     torch.testing.assert_close(reconstruction, expected)
-    assert contrasted == 0
+    assert contrasted == told == 0
 
 
 def test_the_rate_warms_up_and_cools_down():

@@ -30,7 +30,7 @@ from wsnotebook.zoo.value import Zoo
 
 NETWORK, N, BATCH = "cnn-small", 300, 256
 REPEATS = 5
-CONFIG = Config(batch=BATCH, pack=1, linear=False)
+CONFIG = Config(batch=BATCH, pack=1, linear=False, delta=0.0)
 
 
 def random_zoo(n: int) -> Zoo:
@@ -112,7 +112,7 @@ def differences(run: Run, plain: Straightforward) -> tuple[float, float]:
     of = run.standardised.tokens
     window = of.window(0, len(of))
     both = run.views(torch.arange(BATCH), window)
-    reconstruction, contrasted = run.losses(*both, window)
+    reconstruction, contrasted, _ = run.losses(*both, window, torch.arange(BATCH))
     gamma, parameters = run.config.gamma, list(run.network.parameters())
     ours = (1 - gamma) * reconstruction + gamma * contrasted
     dense = []

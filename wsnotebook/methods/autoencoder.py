@@ -31,9 +31,20 @@ class Autoencoder(nn.Module):
 
     width: of a token; rows: that share a token, at most. linear: (means, bases) of a per-layer PCA with z components,
     which is added on both ways (the transformers start by adding nothing); None: no such path, as in the paper.
+    facts: how many numbers the mean latent is to tell, linearly.
     """
 
-    def __init__(self, width: int, rows: int, dim: int, heads: int, blocks: int, z: int, linear: tuple | None = None):
+    def __init__(
+        self,
+        width: int,
+        rows: int,
+        dim: int,
+        heads: int,
+        blocks: int,
+        z: int,
+        linear: tuple | None = None,
+        facts: int = 1,
+    ):
         super().__init__()
         self.z, self.linear = z, linear
         self.read, self.write = (nn.Parameter(INIT * torch.randn(width, dim)) for _ in range(2))
@@ -41,6 +52,7 @@ class Autoencoder(nn.Module):
         self.positions = Positions(dim)
         self.encoder, self.decoder = (nn.Sequential(*(Block(dim, heads, blocks) for _ in range(blocks))) for _ in "zx")
         self.head = nn.Sequential(nn.Linear(z, HEAD), nn.LayerNorm(HEAD), nn.GELU(), nn.Linear(HEAD, HEAD))
+        self.facts = nn.Linear(z, facts)
         if linear is not None:
             nn.init.zeros_(self.to_z)
             nn.init.zeros_(self.write)
@@ -93,6 +105,10 @@ class Autoencoder(nn.Module):
     def project(self, z: Tensor) -> Tensor:
         """Latents (n, r, z) of windows of any length -> what the contrast compares, (n, 30)."""
         return self.head(z.mean(1))
+
+    def tell(self, z: Tensor) -> Tensor:
+        """Latents (n, r, z) of windows of any length -> the facts that their mean tells, (n, facts)."""
+        return self.facts(z.mean(1))
 
 
 class Positions(nn.Module):

@@ -4,13 +4,14 @@ Schuerholt et al. 2024, "Towards Scalable and Versatile Weight Space Learning". 
 standardised layer by layer, x' and x'' two views of them (noise; units in another order; tokens erased), z' and z'' the
 latents of these, p the projection head:
 
-    loss = gamma NT-Xent(p(z'), p(z'')) + (1 - gamma) mean (decode(z') - x)^2
+    loss = (1 - gamma - delta) mean (decode(z') - x)^2 + gamma NT-Xent(p(z'), p(z'')) + delta mean (t(mean z') - s)^2
 
 What we do differently from the public code: standardisation is fitted on training networks alone; augmentations are
 really on (fresh permutations in every step, not stored copies); the mean is over real weights, no padding; the target
 is clean; one view is decoded; all windows of a step start at the same token, so that the contrast tells networks apart
 and not places; short rows share a token, so that the transformers have less to do; a linear path (per-layer PCA) goes
-around them; losses on held-out networks compare runs.
+around them; a linear map t of the mean latent is to tell the layers' statistics s (`properties.weight_statistics`), or
+the mean would hold what tells networks apart and not what they are like; losses on held-out networks compare runs.
 """
 
 import copy
@@ -53,6 +54,7 @@ class Config:
     target: str = "clean"  # what is to be decoded: clean | noisy (the view itself, as in the public code)
     decode: str = "first"  # views that are decoded: first | both (as in the public code)
     gamma: float = 0.2  # share of the contrast in the loss
+    delta: float = 0.2  # share in the loss of what the mean latent tells of s(W); the paper has no such part
     temperature: float = 0.1  # of the contrast
     iterations: int = 1_000  # optimiser's steps
     batch: int = 64  # networks a step
@@ -66,13 +68,26 @@ class Config:
         check_choice("target", self.target, ("clean", "noisy"))
         check_choice("decode", self.decode, ("first", "both"))
         check_at_least(
-            self, window=1, halo=0, z=1, pack=1, dim=6, heads=1, blocks=0, noise=0, erase=0, gamma=0, iterations=0
+            self,
+            window=1,
+            halo=0,
+            z=1,
+            pack=1,
+            dim=6,
+            heads=1,
+            blocks=0,
+            noise=0,
+            erase=0,
+            gamma=0,
+            delta=0,
+            iterations=0,
         )
         check_at_least(self, temperature=1e-6, batch=2, lr=0, weight_decay=0, clip=1e-9, held_out=1e-9)
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
-        if max(self.erase, self.gamma, self.held_out) >= 1:
-            raise ValueError(f"erase={self.erase}, gamma={self.gamma}, held_out={self.held_out}: expected below 1")
+        if max(self.erase, self.gamma + self.delta, self.held_out) >= 1:
+            shares = f"erase={self.erase}, gamma + delta={self.gamma + self.delta}, held_out={self.held_out}"
+            raise ValueError(f"{shares}: expected below 1")
         if self.window <= 2 * self.halo:
             raise ValueError(f"window={self.window}, halo={self.halo}: expected a window wider than both its halos")
 
@@ -94,6 +109,7 @@ def preset(name: str, zoo: Zoo, **changes) -> Config:
         heads=8,
         blocks=4,
         linear=False,
+        delta=0.0,
         target="noisy",
         decode="both",
         iterations=50 * 3 * max(1, len(zoo) // 32),
@@ -109,7 +125,7 @@ def preset(name: str, zoo: Zoo, **changes) -> Config:
 class Sane:
     """A trained autoencoder of networks. History: an entry every 50 iterations, entry 0 before the first.
 
-    Its fields: iteration; loss, reconstruction and contrast, means over these iterations; validation_loss, the mean
+    Its fields: iteration; loss, reconstruction, contrast, told, means over these iterations; validation_loss, the mean
     square error of a held-out network's standardised weight without augmentation (1: as good as the layers' means);
     cpu_seconds, so far.
     """

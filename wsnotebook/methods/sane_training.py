@@ -14,6 +14,7 @@ from torch import Tensor
 from wsnotebook import networks, symmetry
 from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded
 from wsnotebook.methods.layer_pca import components
+from wsnotebook.methods.properties import weight_statistics
 from wsnotebook.methods.tokens import Window, standardise, tokens
 from wsnotebook.methods.velocity import as_vector
 from wsnotebook.training import epoch_randomness
@@ -23,7 +24,7 @@ CHUNK = 50  # iterations between two entries of the history
 PROBES = 256  # held-out networks, at most, that the validation loss is measured on
 WARM_UP = 0.3  # share of the iterations before the largest learning rate
 START, END = 1 / 25, 1e-4  # learning rates at both ends, as shares of it
-HISTORY = ("iteration", "loss", "reconstruction", "contrast", "validation_loss", "cpu_seconds")  # see `sane.Sane`
+HISTORY = ("iteration", "loss", "reconstruction", "contrast", "told", "validation_loss", "cpu_seconds")  # `sane.Sane`
 
 
 class Run:
@@ -41,14 +42,23 @@ class Run:
         self.entries = self.standardised.encode(zoo.weights)  # (n, e)
         self.held_out = self.standardised.encode(held_out.weights[:PROBES])
         self.symmetry = _symmetry(zoo, x) if config.permute else None
+        self.facts, self.fact_layers = self._statistics(zoo)  # (n, q), (q,)
         linear = components(self.standardised, self.entries, config.z) if config.linear else None
+        shape = config.dim, config.heads, config.blocks, config.z
         with epoch_randomness(config.seed, -1, self.entries.device):
-            self.network = Autoencoder(of.width, config.pack, config.dim, config.heads, config.blocks, config.z, linear)
+            self.network = Autoencoder(of.width, config.pack, *shape, linear, self.facts.shape[1])
         self.vector = as_vector(self.network)  # (p,) all parameters
         self.optimiser = torch.optim.AdamW([self.vector], config.lr, weight_decay=config.weight_decay, fused=True)
         self.iteration, self.spent = 0, 0.0
         self.history = {name: [] for name in HISTORY}
-        self._record(math.nan, math.nan, math.nan)
+        self._record(math.nan, math.nan, math.nan, math.nan)
+
+    def _statistics(self, zoo: Zoo) -> tuple[Tensor, Tensor]:
+        """s(W), standardised, and the layer that each is of, as tokens count them: what the mean latent is to tell."""
+        found = torch.from_numpy(weight_statistics(zoo)).to(self.entries)  # (n, q)
+        names, own = tokens(zoo.layout).layers, self.standardised.tokens.layers
+        layers = torch.tensor([own.index(name) for name in names]).repeat_interleave(found.shape[1] // len(names))
+        return (found - found.mean(0)) / found.std(0).clamp(min=1e-6), layers
 
     def views(self, rows: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Of b networks: their entries (2 b, f), as they are and then permuted, and the views of these.
@@ -78,34 +88,39 @@ class Run:
             x = x * there.index_select(1, window.token)
         return x
 
-    def losses(self, clean: Tensor, views: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        """(reconstruction, contrast) of what `views` gives."""
+    def losses(self, clean: Tensor, views: Tensor, window: Window, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(reconstruction, contrast, told) of what `views` gives of these rows."""
         config = self.config
         z = self.network.encode(views, window)  # (b or 2 b, r, z)
-        contrasted = z.new_zeros(())
+        contrasted = told = z.new_zeros(())
+        if config.delta:
+            seen = torch.isin(self.fact_layers, window.positions[:, 1])  # of layers that the window touches
+            facts = self.facts[rows].repeat(len(z) // len(rows), 1)
+            told = (self.network.tell(z) - facts)[:, seen].square().mean()
         if config.gamma:
             contrasted = contrast(*self.network.project(z).chunk(2), config.temperature)
         target = clean if config.target == "clean" else views
         if config.decode == "first" and config.gamma:
             z, target = z.chunk(2)[0], target.chunk(2)[0]
-        return (self.network.decode(z, window) - target).square().mean(), contrasted
+        return (self.network.decode(z, window) - target).square().mean(), contrasted, told
 
     def step(self) -> Tensor:
-        """One step of the optimiser; (loss, reconstruction, contrast)."""
+        """One step of the optimiser; (loss, reconstruction, contrast, told)."""
         config, n = self.config, len(self.entries)
         s = len(self.standardised.tokens)
         start = int(torch.randint(max(1, s - config.window + 1), ()))
         window = self.standardised.tokens.window(start, min(start + config.window, s))
         rows = torch.randperm(n)[: config.batch]
-        reconstruction, contrasted = self.losses(*self.views(rows, window), window)
-        loss = (1 - config.gamma) * reconstruction + config.gamma * contrasted
+        parts = torch.stack(self.losses(*self.views(rows, window), window, rows))
+        gamma, delta = config.gamma, config.delta
+        loss = parts @ parts.new_tensor([1 - gamma - delta, gamma, delta])
         self.vector.grad.zero_()
         loss.backward()
         self.vector.grad.mul_((config.clip / self.vector.grad.norm()).clamp(max=1))
         self.optimiser.param_groups[0]["lr"] = config.lr * one_cycle(self.iteration / config.iterations)
         self.optimiser.step()
         self.iteration += 1
-        return torch.stack([loss, reconstruction, contrasted]).detach()
+        return torch.cat([loss[None], parts]).detach()
 
     def train_chunk(self) -> None:
         """Train up to the next multiple of CHUNK, and measure."""
