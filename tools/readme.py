@@ -61,14 +61,22 @@ def zoos() -> str:
 
 
 def flows() -> str:
-    """The text between README's flow marks: notebook 06's table of generators."""
-    facts = json.loads((ROOT / "figures/laptop/06_weight_flow/generators.json").read_text(encoding="utf-8"))
-    text = evaluation.mean_and_half_width
-    rows = [
-        [name, *(text(values, digits) for values, digits in zip(columns, (2, 2, 2, 0), strict=True))]
-        for name, *columns in facts["metrics"]["rows"]
-    ]
-    return evaluation.markdown(facts["metrics"]["columns"], rows)
+    """The text between README's flow marks: notebook 06's tables of generators, of independent networks and siblings."""
+    text, parts = evaluation.mean_and_half_width, []
+    for name in ("generators", "siblings"):
+        path = ROOT / f"figures/laptop/06_weight_flow/{name}.json"
+        facts = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        rows = [
+            [label, *(text(values, digits) for values, digits in zip(columns, (2, 2, 2, 0), strict=True))]
+            for label, *columns in facts["rows"]
+        ]
+        if name == "siblings":
+            parts += [
+                f"**Siblings**: {facts['networks']:,} networks from one initialisation, each with its own order of "
+                "minibatches. Every\ngenerator at its best setting, chosen on validation images:"
+            ]
+        parts += [evaluation.markdown(facts["columns"], rows)]
+    return "\n\n".join(parts)
 
 
 SECTIONS = {"results": compression, "zoo results": zoos, "flow results": flows}  # by their marks in README
