@@ -69,12 +69,12 @@ def plain(stack, h):
 
 
 @pytest.mark.parametrize("options", [{}, {"width": 7}, {"pack": 3, "width": 80}])
-@pytest.mark.parametrize("linear", [True, False])
-def test_real_columns_alone_give_what_padded_tokens_do(nets, options, linear):
+@pytest.mark.parametrize(("linear", "facts"), [(True, 0), (False, 0), (False, 4)])
+def test_real_columns_alone_give_what_padded_tokens_do(nets, options, linear, facts):
     of = tokens(nets.layout, **options)
     pca = layer_pca(nets, 5, of)
     torch.manual_seed(0)
-    network = Autoencoder(of.width, 3, 24, 2, 2, 5, (pca.means, pca.bases) if linear else None)
+    network = Autoencoder(of.width, 3, 24, 2, 2, 5, (pca.means, pca.bases) if linear else None, facts)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.3)
     start, stop = 3, len(of) - 2
@@ -88,7 +88,15 @@ def test_real_columns_alone_give_what_padded_tokens_do(nets, options, linear):
 
     network = network.double()
     positions = network.positions(of.positions[start:stop])
-    own = plain(network.encoder, dense @ network.read + positions) @ network.to_z.T  # (n, w, 3 rows x 5)
+    read = dense @ network.read + positions
+    if facts:
+        for place, at in enumerate(range(start, stop)):
+            (block,) = (block for block in of.blocks if at in block.tokens)
+            rows = dense[:, place, : block.columns].unflatten(1, (block.rows, -1))
+            size = rows.square().mean(2)
+            parts = [rows.mean(2), rows.abs().mean(2), size, (size + 1e-6).log(), rows.amin(2), rows.amax(2)]
+            read[:, place] += torch.stack(parts, 2).flatten(1) @ network.sense[: 6 * block.rows]
+    own = plain(network.encoder, read) @ network.to_z.T  # (n, w, 3 rows x 5)
     counts = [block.rows for at in range(start, stop) for block in of.blocks if at in block.tokens]
     expected = torch.cat([own[:, at, : 5 * rows].unflatten(1, (rows, 5)) for at, rows in enumerate(counts)], 1)
     if linear:
@@ -242,13 +250,25 @@ def test_the_loss_is_the_equations(nets, target, decode):
     errors = [(network.decode(own, window) - to).square().mean() for own, to in zip(z, targets, strict=True)]
     torch.testing.assert_close(reconstruction, errors[0] if decode == "first" else sum(errors) / 2)
     torch.testing.assert_close(contrasted, contrast(network.project(z[0]), network.project(z[1]), 0.1))
-    facts = np.stack([network.facts(own.mean(1)).detach().numpy() for own in z])  # (2, 10, 7 layers)
-    true = weight_statistics(nets.split((1 - run.config.held_out, run.config.held_out), run.config.seed)[0])
-    true = ((true - true.mean(0)) / true.std(0, ddof=1))[:10]
-    touched = np.isin(np.arange(true.shape[1]) // 7, window.positions[:, 1].unique())
+    facts = torch.stack([network.tell(own) for own in z]).detach()  # (2, 10, 7 layers)
+    touched = torch.isin(torch.arange(facts.shape[2]) // 7, window.positions[:, 1])
     assert 0 < touched.sum() < len(touched)
-    assert float(told.detach()) == pytest.approx(((facts - true)[..., touched] ** 2).mean(), rel=1e-4)
+    expected = (facts - run.facts[:10])[..., touched].square().mean()
+    torch.testing.assert_close(told.detach(), expected)
     assert len(run_of(nets, gamma=0.0).views(torch.arange(10), window)[0]) == 10  # nothing needs the second
+
+
+def test_what_is_told_is_the_statistics_of_each_layer_whitened(nets):
+    run = run_of(nets)
+    true = weight_statistics(nets.split((1 - run.config.held_out, run.config.held_out), run.config.seed)[0])
+    for layer in range(true.shape[1] // 7):
+        own, facts = true[:, 7 * layer : 7 * layer + 7], run.facts[:, 7 * layer : 7 * layer + 7].double().numpy()
+        covariance = facts.T @ facts / len(facts)
+        assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-3
+        assert 0.5 < np.diag(covariance).max() < 1.01
+        ones = np.column_stack([own, np.ones(len(own))])
+        left = facts - ones @ np.linalg.lstsq(ones, facts, rcond=None)[0]
+        assert np.abs(left).max() < 1e-3, "a linear map of s(W)"
 
 
 def test_without_a_contrast_the_loss_is_the_reconstruction(nets):

@@ -22,6 +22,7 @@ from wsnotebook.methods.tokens import Part, Tokens, Window
 
 INIT = 0.02  # standard deviation of initial weights
 WAVES = 10_000.0  # the longest wave of a position, in units of 2 pi places
+MOMENTS = 6  # of a row, that the encoder is given beside its numbers
 HEAD = 30  # width of the projection head
 HIDDEN = 2**22  # numbers in a transformer's hidden layer that are worked on at once
 
@@ -31,7 +32,7 @@ class Autoencoder(nn.Module):
 
     width: of a token; rows: that share a token, at most. linear: (means, bases) of a per-layer PCA with z components,
     which is added on both ways (the transformers start by adding nothing); None: no such path, as in the paper.
-    facts: how many numbers the mean latent is to tell, linearly.
+    facts: how many numbers the mean latent is to tell, linearly; the encoder then also sees the moments of each row.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Autoencoder(nn.Module):
         self.positions = Positions(dim)
         self.encoder, self.decoder = (nn.Sequential(*(Block(dim, heads, blocks) for _ in range(blocks))) for _ in "zx")
         self.head = nn.Sequential(nn.Linear(z, HEAD), nn.LayerNorm(HEAD), nn.GELU(), nn.Linear(HEAD, HEAD))
-        self.facts = nn.Linear(z, facts)
+        self.facts = nn.Linear(z, facts) if facts else None
+        self.sense = nn.Parameter(INIT * torch.randn(rows * MOMENTS, dim)) if facts else None
         if linear is not None:
             nn.init.zeros_(self.to_z)
             nn.init.zeros_(self.write)
@@ -62,6 +64,9 @@ class Autoencoder(nn.Module):
         parts = window.parts
         tokens = x.split([p.tokens * p.columns for p in parts], 1)
         h = [own.unflatten(1, (p.tokens, -1)) @ self.read[: p.columns] for own, p in zip(tokens, parts, strict=True)]
+        if self.sense is not None:
+            seen = (moments(own.unflatten(1, (p.tokens, p.rows, -1))) for own, p in zip(tokens, parts, strict=True))
+            h = [one + own.flatten(2) @ self.sense[: own[0, 0].numel()] for one, own in zip(h, seen, strict=True)]
         h = self.encoder(torch.cat(h, 1) + self.positions(window.positions)).split([p.tokens for p in parts], 1)
         z = [(own @ self.to_z[: p.rows * self.z].T).flatten(1) for own, p in zip(h, parts, strict=True)]
         z = torch.cat(z, 1).unflatten(1, (-1, self.z))
@@ -109,6 +114,14 @@ class Autoencoder(nn.Module):
     def tell(self, z: Tensor) -> Tensor:
         """Latents (n, r, z) of windows of any length -> the facts that their mean tells, (n, facts)."""
         return self.facts(z.mean(1))
+
+
+def moments(rows: Tensor) -> Tensor:
+    """Rows (..., columns) -> (..., MOMENTS): what their layer's statistics are made of, and no linear map sees."""
+    size = rows.square().mean(-1)
+    return torch.stack(
+        [rows.mean(-1), rows.abs().mean(-1), size, (size + 1e-6).log(), rows.amin(-1), rows.amax(-1)], -1
+    )
 
 
 class Positions(nn.Module):

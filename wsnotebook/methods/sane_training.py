@@ -24,6 +24,7 @@ CHUNK = 50  # iterations between two entries of the history
 PROBES = 256  # held-out networks, at most, that the validation loss is measured on
 WARM_UP = 0.3  # share of the iterations before the largest learning rate
 START, END = 1 / 25, 1e-4  # learning rates at both ends, as shares of it
+WHITE = 1e-3  # variance, of a standardised statistic, below which a direction counts less
 HISTORY = ("iteration", "loss", "reconstruction", "contrast", "told", "validation_loss", "cpu_seconds")  # `sane.Sane`
 
 
@@ -46,7 +47,7 @@ class Run:
         linear = components(self.standardised, self.entries, config.z) if config.linear else None
         shape = config.dim, config.heads, config.blocks, config.z
         with epoch_randomness(config.seed, -1, self.entries.device):
-            self.network = Autoencoder(of.width, config.pack, *shape, linear, self.facts.shape[1])
+            self.network = Autoencoder(of.width, config.pack, *shape, linear, self.facts.shape[1] * (config.delta > 0))
         self.vector = as_vector(self.network)  # (p,) all parameters
         self.optimiser = torch.optim.AdamW([self.vector], config.lr, weight_decay=config.weight_decay, fused=True)
         self.iteration, self.spent = 0, 0.0
@@ -54,11 +55,20 @@ class Run:
         self._record(math.nan, math.nan, math.nan, math.nan)
 
     def _statistics(self, zoo: Zoo) -> tuple[Tensor, Tensor]:
-        """s(W), standardised, and the layer that each is of, as tokens count them: what the mean latent is to tell."""
-        found = torch.from_numpy(weight_statistics(zoo)).to(self.entries)  # (n, q)
+        """What the mean latent is to tell: s(W), whitened layer by layer, (n, q); and the layer that each is of (q,).
+
+        A layer's statistics go together; what is left of them (a spread against a mean) says most, and whitened,
+        it counts as much as the rest.
+        """
         names, own = tokens(zoo.layout).layers, self.standardised.tokens.layers
-        layers = torch.tensor([own.index(name) for name in names]).repeat_interleave(found.shape[1] // len(names))
-        return (found - found.mean(0)) / found.std(0).clamp(min=1e-6), layers
+        facts = []
+        for part in np.split(weight_statistics(zoo), len(names), axis=1):
+            centred = part - part.mean(0)
+            centred /= np.maximum(centred.std(0), 1e-9)
+            values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+            facts.append(centred @ vectors / np.sqrt(values + WHITE))
+        layers = torch.tensor([own.index(name) for name in names]).repeat_interleave(facts[0].shape[1])
+        return torch.from_numpy(np.concatenate(facts, 1)).to(self.entries), layers
 
     def views(self, rows: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Of b networks: their entries (2 b, f), as they are and then permuted, and the views of these.
