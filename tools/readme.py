@@ -61,7 +61,7 @@ def zoos() -> str:
 
 
 def flows() -> str:
-    """The text between README's flow marks: notebook 06's tables of generators, of independent networks and siblings."""
+    """The text between README's flow marks: notebook 06's generators, of independent networks and of siblings."""
     text, parts = evaluation.mean_and_half_width, []
     for name in ("generators", "siblings"):
         path = ROOT / f"figures/laptop/06_weight_flow/{name}.json"

@@ -99,7 +99,21 @@ _SHORT = Config(
     dropout=(0.0, 0.3),
     snapshots=(0, 100, 600, 2400),
 )
-RECIPES |= {"cnn-mnist-short": Recipe("mnist", "cnn-small", 192, _SHORT)}  # one epoch of the grid, on a laptop
+_MIXED = Config(
+    epochs=1,
+    batch=10,
+    optimiser=("adam", "sgd"),
+    lr=(3e-3, 1e-3),
+    weight_decay=(1e-3, 1e-4),
+    init=("default", "he", "xavier"),
+    activation=("tanh", "relu", "gelu"),
+    snapshots=(50, 120, 300, 600),
+    scored=2_000,
+)
+RECIPES |= {
+    "cnn-mnist-short": Recipe("mnist", "cnn-small", 192, _SHORT),  # one epoch of the grid, on a laptop
+    "cnn-mnist-mixed": Recipe("mnist", "cnn-small", 512, _MIXED),  # of few images (notebook 04 takes 12,000)
+}
 
 SCALES = {  # of notebook 03: (a zoo of many settings, a zoo of many seeds)
     "quick": ("cnn-digits-settings", "mlp_digits"),
