@@ -201,7 +201,7 @@ def test_the_pictures_are_the_networks_weights_and_what_the_nearest_lacks(explor
     assert [note.text for note in explorer.plot.layout.annotations] == [
         "first-layer filters",
         "fc1.weight",
-        "minus the nearest network's",
+        "minus the nearest's",
     ]
     for image, values in zip(explorer.plot.layout.images[2:], (own, own - nearest), strict=True):
         shown = np.asarray(opened(image.source).convert("RGB"))
@@ -220,7 +220,7 @@ def test_no_filters_where_no_images_are_seen(digits):
     several = Zoo(rows, layout, {"size": rows.norm(dim=1).numpy()}, "mlp-64-6-10", {})
     flat = (digits.test[0].flatten(1), digits.test[1])
     explorer = latent.Explorer(layer_pca(several, 4), several, flat, fact="size")
-    assert [note.text for note in explorer.plot.layout.annotations] == ["fc2.weight", "minus the nearest network's"]
+    assert [note.text for note in explorer.plot.layout.annotations] == ["fc2.weight", "minus the nearest's"]
     assert len(explorer.plot.layout.images) == 3
     assert re.search(r"from network \d+;", explorer._text())
     assert len(explorer.figure().axes) == 6

@@ -12,13 +12,23 @@ from wsnotebook import evaluation, networks, zoo
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.methods import sane, sane_training
 from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded, stretches
-from wsnotebook.methods.layer_pca import layer_pca
+from wsnotebook.methods.layer_pca import LayerPCA, layer_pca
 from wsnotebook.methods.properties import weight_statistics
 from wsnotebook.methods.sane import Config, preset, train
 from wsnotebook.methods.tokens import tokens
 
 SMALL = Config(
-    z=6, dim=24, heads=2, blocks=1, window=32, gamma=0.05, iterations=120, batch=16, lr=1e-2, weight_decay=0.0
+    z=6,
+    dim=24,
+    heads=2,
+    blocks=1,
+    window=32,
+    gamma=0.05,
+    delta=0.2,
+    iterations=120,
+    batch=16,
+    lr=1e-2,
+    weight_decay=0.0,
 )
 
 
@@ -111,7 +121,7 @@ def test_real_columns_alone_give_what_padded_tokens_do(nets, options, linear, fa
             ]
         )[here]
         lossless = numbers < 5
-        expected *= ~(lossless[:, None] & (torch.arange(5) < numbers[:, None]))
+        expected *= torch.arange(5) >= torch.where(lossless, numbers, 4)[:, None]  # the encoder's own
         expected += pca.embed(nets)[:, here]
     first = int(of.first_row[start])
     torch.testing.assert_close(z.double(), expected[:, window.rows - first], atol=1e-4, rtol=1e-4)
@@ -186,10 +196,10 @@ def test_longer_networks_are_seen_a_window_at_a_time(nets, trained):
 @pytest.mark.parametrize("name", ["resnet-8", "vit-tiny"])
 def test_longer_networks_go_there_and_back(name):
     nets = made(name, 6)
-    config = replace(SMALL, iterations=0, window=24, halo=4, z=200, width=200, permute=False, held_out=0.34)
+    config = replace(SMALL, iterations=0, window=24, halo=4, z=201, width=200, permute=False, held_out=0.34)
     result = train(nets, config)
     z = result.embed(nets)
-    assert z.shape == (6, len(result.tokens.rows), 200)
+    assert z.shape == (6, len(result.tokens.rows), 201)
     back, learned = result.decode(z, nets), nets.layout.learned()
     torch.testing.assert_close(back.weights[:, learned], nets.weights[:, learned], atol=1e-3, rtol=0)
     assert back.facts["parent"].tolist() == nets.facts["model"].tolist()
@@ -302,7 +312,9 @@ def test_long_gradients_are_cut(nets):
 def test_an_untrained_linear_path_is_per_layer_pca(nets):
     result = train(nets, replace(SMALL, iterations=0))
     kept, held_out = nets.split((0.9, 0.1), SMALL.seed)
-    pca = layer_pca(kept, SMALL.z)
+    pca = LayerPCA(result.standardised, *result.network.linear)
+    for own, whole in zip(pca.bases, layer_pca(kept, SMALL.z).bases, strict=True):
+        torch.testing.assert_close(own[:, : SMALL.z - 1], whole[:, : SMALL.z - 1])
     torch.testing.assert_close(result.embed(nets), pca.embed(nets), atol=1e-5, rtol=1e-5)
     mine, theirs = (each.decode(each.embed(held_out), held_out).weights for each in (result, pca))
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
@@ -317,6 +329,23 @@ def test_training_comes_closer_than_where_it_started(nets, trained):
     plain = train(nets, replace(SMALL, linear=False)).history["validation_loss"]
     assert plain[0] > 0.95  # as good as the layers' means
     assert plain[-1] < 0.95 * plain[0]
+
+
+def test_every_row_leaves_latents_to_the_encoder(nets):
+    run = run_of(nets, z=16, linear=True)
+    of = run.standardised.tokens
+    window = of.window(0, len(of))
+    for block, basis in zip(of.blocks, run.network.linear[1], strict=True):
+        numbers = block.columns // block.rows
+        assert (basis.norm(dim=0) > 0).sum() == (numbers if numbers < 16 else 14)
+    free = run.network._free(window)
+    assert (free.sum(1) >= 2).all()
+    torch.nn.init.normal_(run.network.to_z)
+    moved = run.network.encode(run.entries, window)
+    straight = LayerPCA(run.standardised, *run.network.linear).embed(run.standardised.zoo(run.entries))
+    straight = straight[:, window.rows]
+    torch.testing.assert_close(moved * (1 - free), straight * (1 - free), atol=1e-4, rtol=1e-4)
+    assert (moved - straight)[:, free.bool()].abs().min() > 0
 
 
 def test_rows_shorter_than_their_latents_come_back_as_they_were(nets):

@@ -315,7 +315,7 @@ class Explorer(Displayed):
     def _captions(self) -> list[str]:
         """Of the pictures below; filters only where images are seen."""
         seen = ["first-layer filters"] if self._filter_shape() else []
-        return [*seen, self.layer.value, "minus the nearest network's"]
+        return [*seen, self.layer.value, "minus the nearest's"]
 
     def _every_image(self, found: Found, k: int) -> list[Image.Image]:
         return [pictures.confusion_picture(found.walk.confusion[k]), *self._images(found, k)]

@@ -4,7 +4,7 @@ Schuerholt et al. 2024: pre-norm blocks without biases (GPT-2's, not causal), th
 do differently: positions are waves, so they fit any length; the head pools over rows, so it takes any window; a token
 of several rows has latents for each of them; and around both transformers goes a linear path, per-layer PCA there and
 back (`LayerPCA`), which they correct where it loses something: a row of fewer than z numbers comes back as it was, and
-the encoder has the rest of its latents to itself.
+the encoder has the rest of its latents to itself; of a longer row's it has an eighth.
 
 Tokens come as their real numbers alone, block by block (`tokens.Window`). A padded token (width,) times a matrix
 (width, dim) is its real columns times the matrix's first rows: that is what is computed, so no padding is carried, nor
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsnotebook.methods.tokens import Part, Tokens, Window
+from wsnotebook.methods.layer_pca import components
+from wsnotebook.methods.tokens import Part, Standardised, Tokens, Window
 
 INIT = 0.02  # standard deviation of initial weights
 WAVES = 10_000.0  # the longest wave of a position, in units of 2 pi places
@@ -30,7 +31,7 @@ HIDDEN = 2**22  # numbers in a transformer's hidden layer that are worked on at 
 class Autoencoder(nn.Module):
     """Windows' entries (n, f) -> latents (n, r, z) -> entries (n, f), all block by block.
 
-    width: of a token; rows: that share a token, at most. linear: (means, bases) of a per-layer PCA with z components,
+    width: of a token; rows: that share a token, at most. linear: (means, bases), as of `linear_path`,
     which is added on both ways (the transformers start by adding nothing); None: no such path, as in the paper.
     facts: how many numbers the mean latent is to tell, linearly; the encoder then also sees the moments of each row.
     """
@@ -99,10 +100,10 @@ class Autoencoder(nn.Module):
         return part.columns // part.rows < self.z
 
     def _free(self, window: Window) -> Tensor:
-        """(r, z) 1 where the encoder may add to the linear path: not to what a lossless row is decoded from."""
+        """(r, z) 1 where latents are the encoder's: what a lossless row leaves, an eighth of a longer one's."""
         z = torch.arange(self.z)
         free = [
-            (z >= p.columns // p.rows if self._lossless(p) else z >= 0).expand(p.tokens * p.rows, -1)
+            (z >= (p.columns // p.rows if self._lossless(p) else straight(self.z))).expand(p.tokens * p.rows, -1)
             for p in window.parts
         ]
         return torch.cat(free).to(self.read)
@@ -114,6 +115,18 @@ class Autoencoder(nn.Module):
     def tell(self, z: Tensor) -> Tensor:
         """Latents (n, r, z) of windows of any length -> the facts that their mean tells, (n, facts)."""
         return self.facts(z.mean(1))
+
+
+def linear_path(standardised: Standardised, entries: Tensor, z: int) -> tuple[tuple, tuple]:
+    """(means, bases) of a per-layer PCA of networks, entries (n, e), that leaves the encoder latents of every row."""
+    means, bases = components(standardised, entries, z)
+    taken = torch.arange(z) < straight(z)
+    return means, tuple(basis if len(basis) < z else basis * taken for basis in bases)
+
+
+def straight(z: int) -> int:
+    """How many of z latents are principal components, in a row of more numbers."""
+    return z - max(1, z // 8)
 
 
 def moments(rows: Tensor) -> Tensor:

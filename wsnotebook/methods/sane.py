@@ -25,8 +25,7 @@ from tqdm.auto import tqdm
 
 from wsnotebook.datasets import cache_folder, replacing
 from wsnotebook.methods import sane_training
-from wsnotebook.methods.autoencoder import Autoencoder, decoded, encoded
-from wsnotebook.methods.layer_pca import components
+from wsnotebook.methods.autoencoder import Autoencoder, decoded, encoded, linear_path
 from wsnotebook.methods.tokens import Standardised, Tokens, standardise, tokens
 from wsnotebook.training import check_at_least, check_choice, fingerprint, load_kept
 from wsnotebook.zoo.value import Zoo
@@ -175,7 +174,7 @@ class Sane:
         of = tokens(anchors.layout, self.tokens.width, statistics=old.statistics, pack=old.pack)
         standardised, network = standardise(anchors, of), copy.deepcopy(self.network)
         if network.linear is not None:
-            network.linear = components(standardised, standardised.encode(anchors.weights), old.z)
+            network.linear = linear_path(standardised, standardised.encode(anchors.weights), old.z)
         return replace(self, standardised=standardised, network=network)
 
 

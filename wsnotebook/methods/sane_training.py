@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from wsnotebook import networks, symmetry
-from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded
-from wsnotebook.methods.layer_pca import components
+from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded, linear_path
 from wsnotebook.methods.properties import weight_statistics
 from wsnotebook.methods.tokens import Window, standardise, tokens
 from wsnotebook.methods.velocity import as_vector
@@ -44,7 +43,7 @@ class Run:
         self.held_out = self.standardised.encode(held_out.weights[:PROBES])
         self.symmetry = _symmetry(zoo, x) if config.permute else None
         self.facts, self.fact_layers = self._statistics(zoo)  # (n, q), (q,)
-        linear = components(self.standardised, self.entries, config.z) if config.linear else None
+        linear = linear_path(self.standardised, self.entries, config.z) if config.linear else None
         shape = config.dim, config.heads, config.blocks, config.z
         with epoch_randomness(config.seed, -1, self.entries.device):
             self.network = Autoencoder(of.width, config.pack, *shape, linear, self.facts.shape[1] * (config.delta > 0))
