@@ -106,8 +106,8 @@ def fine_tuning(
 ) -> Transfer:
     """Train every arm's networks on, as `transfer` does with nothing frozen, and score them after each of `steps`.
 
-    An arm that learns faster than random initialisations need not come from good networks: even rows that do not belong
-    together do (`latent_sampling`'s mode "tokens"), so these belong beside it.
+    An arm that learns faster than random initialisations need not come from good networks: rows that do not belong
+    together may, too (`latent_sampling`'s mode "tokens"), so these belong beside it.
     steps: minibatches of config.batch rows. No more rows are gone through than they need: the passes are of equal
     length, over training rows drawn by `seed`, the same for all; a schedule ends with the last step, or as much later
     as the passes need to be equal (fewer steps than there are passes).
