@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from wsnotebook import evaluation, networks, zoo
+from wsnotebook import evaluation, networks, training, zoo
 from wsnotebook.layout import COUNTERS, Layout
-from wsnotebook.methods import sane, sane_training
+from wsnotebook.methods import sane_training
 from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded, stretches
 from wsnotebook.methods.layer_pca import LayerPCA, layer_pca
 from wsnotebook.methods.properties import weight_statistics
@@ -398,7 +398,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(nets, monkeypatch, change
             raise KeyboardInterrupt
         chunk(run)
 
-    monkeypatch.setattr(sane, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(training, "KEEP_EVERY", -1.0)
     monkeypatch.setattr(sane_training.Run, "train_chunk", interrupted)
     early = train(nets, config, keep=True)
     assert not early.finished

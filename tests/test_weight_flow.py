@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from wsnotebook import evaluation, networks, zoo
+from wsnotebook import evaluation, networks, training, zoo
 from wsnotebook.layout import COUNTERS, Layout
-from wsnotebook.methods import flow_training, weight_flow
+from wsnotebook.methods import flow_training
 from wsnotebook.methods.closed_form_flow import ClosedForm
 from wsnotebook.methods.coordinates import coordinates
 from wsnotebook.methods.sampling import integrate, times
-from wsnotebook.methods.velocity import PaperVelocity, Velocity, as_vector
+from wsnotebook.methods.velocity import PaperVelocity, Velocity
 from wsnotebook.methods.weight_flow import Config, Flow, preset, train
+from wsnotebook.training import as_vector
 
 LAYOUT = Layout.of(networks.build("mlp-6-4-3"))
 QUICK = Config(hidden=16, blocks=1, time_features=8, batch=16, iterations=250)
@@ -237,7 +238,7 @@ def test_an_interrupted_run_goes_on_to_the_same_flow(nets, monkeypatch, changes)
             raise KeyboardInterrupt
         chunk(run)
 
-    monkeypatch.setattr(weight_flow, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(training, "KEEP_EVERY", -1.0)
     monkeypatch.setattr(flow_training.Run, "train_chunk", interrupted)
     early = train(nets, config, keep=True)
     assert not early.finished

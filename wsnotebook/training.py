@@ -25,6 +25,8 @@ from wsnotebook.datasets import Dataset, cache_folder, replacing
 from wsnotebook.evaluation import score
 from wsnotebook.layout import check_finite
 
+KEEP_EVERY = 5.0  # seconds: a run that is kept stores where it is after the next part of its training
+
 
 @dataclass(frozen=True)
 class Config:
@@ -202,6 +204,42 @@ def fingerprint(*parts) -> str:
         else:
             digest.update(f"\0{part!r}".encode())
     return digest.hexdigest()[:24]
+
+
+def as_vector(network: nn.Module) -> nn.Parameter:
+    """All parameters as one (p,), whose parts they are from now on, and their gradients parts of its gradient."""
+    parameters = list(network.parameters())
+    vector = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
+    vector.grad = torch.zeros_like(vector)
+    sizes = [p.numel() for p in parameters]
+    for p, value, grad in zip(parameters, vector.data.split(sizes), vector.grad.split(sizes), strict=True):
+        p.data, p.grad = value.view_as(p), grad.view_as(p)
+    return vector
+
+
+def run_to_end(run, path: Path | None, description: str, shown: str = "loss") -> bool:
+    """Train a run by chunks to its last iteration, with progress; False when it was interrupted (Ctrl-C, stop button).
+
+    run: has `config.iterations`, `iteration`, `history`, `train_chunk()`, `state()` and `load(state)`. path: where its
+    state is kept every few seconds, and taken up from; None: nowhere. shown: of the history, beside the progress.
+    """
+    if stored := load_kept(path):
+        run.load(stored)
+    kept, last = time.monotonic(), run.config.iterations
+    try:
+        with tqdm(total=last, initial=run.iteration, desc=description, unit="it", leave=False) as progress:
+            while run.iteration < last:
+                before = run.iteration
+                run.train_chunk()
+                progress.update(run.iteration - before)
+                progress.set_postfix_str(f"{shown.replace('_', ' ')} {run.history[shown][-1]:.3f}")
+                if path and (run.iteration == last or time.monotonic() - kept > KEEP_EVERY):
+                    with replacing(path) as file:
+                        torch.save(run.state(), file)
+                    kept = time.monotonic()
+    except KeyboardInterrupt:
+        return False
+    return True
 
 
 def load_kept(path: Path | None) -> dict | None:

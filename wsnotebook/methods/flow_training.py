@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from wsnotebook.methods.conditions import conditions
 from wsnotebook.methods.coordinates import coordinates
-from wsnotebook.methods.velocity import PaperVelocity, ResidualVelocity, Velocity, as_vector
-from wsnotebook.training import SCHEDULES, epoch_randomness
+from wsnotebook.methods.velocity import PaperVelocity, ResidualVelocity, Velocity
+from wsnotebook.training import SCHEDULES, as_vector, epoch_randomness
 from wsnotebook.zoo.value import Zoo
 
 CHUNK = 100  # iterations between two entries of the history

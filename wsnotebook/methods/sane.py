@@ -15,22 +15,18 @@ the mean would hold what tells networks apart and not what they are like; losses
 """
 
 import copy
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from wsnotebook.datasets import cache_folder, replacing
+from wsnotebook.datasets import cache_folder
 from wsnotebook.methods import sane_training
 from wsnotebook.methods.autoencoder import Autoencoder, decoded, encoded, linear_path
 from wsnotebook.methods.tokens import Standardised, Tokens, standardise, tokens
-from wsnotebook.training import check_at_least, check_choice, fingerprint, load_kept
+from wsnotebook.training import check_at_least, check_choice, fingerprint, run_to_end
 from wsnotebook.zoo.value import Zoo
-
-KEEP_EVERY = 5.0  # seconds: a run that is kept stores where it is after the next chunk
 
 
 @dataclass(frozen=True)
@@ -186,23 +182,8 @@ def train(zoo: Zoo, config: Config = Config(), *, x: Tensor | None = None, keep:
     the notebook's stop button) leaves a usable result with `finished` False.
     Raises ValueError for a zoo of too few models, networks that cannot be permuted, and when the loss diverges.
     """
-    run, path = sane_training.Run(zoo, config, x), _kept_path(zoo, config) if keep else None
-    if stored := load_kept(path):
-        run.load(stored)
-    finished, kept = True, time.monotonic()
-    try:
-        with tqdm(total=config.iterations, initial=run.iteration, desc="SANE", unit="it", leave=False) as progress:
-            while run.iteration < config.iterations:
-                before = run.iteration
-                run.train_chunk()
-                progress.update(run.iteration - before)
-                progress.set_postfix_str(f"validation loss {run.history['validation_loss'][-1]:.3f}")
-                if path and (run.iteration == config.iterations or time.monotonic() - kept > KEEP_EVERY):
-                    with replacing(path) as file:
-                        torch.save(run.state(), file)
-                    kept = time.monotonic()
-    except KeyboardInterrupt:
-        finished = False
+    run = sane_training.Run(zoo, config, x)
+    finished = run_to_end(run, _kept_path(zoo, config) if keep else None, "SANE", "validation_loss")
     return Sane(config, run.standardised, run.network, run.history, finished)
 
 

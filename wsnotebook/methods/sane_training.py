@@ -15,8 +15,7 @@ from wsnotebook import networks, symmetry
 from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded, linear_path
 from wsnotebook.methods.properties import weight_statistics
 from wsnotebook.methods.tokens import Window, standardise, tokens
-from wsnotebook.methods.velocity import as_vector
-from wsnotebook.training import epoch_randomness
+from wsnotebook.training import as_vector, epoch_randomness
 from wsnotebook.zoo.value import Zoo
 
 CHUNK = 50  # iterations between two entries of the history

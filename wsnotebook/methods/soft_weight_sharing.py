@@ -40,7 +40,6 @@ HISTORY = (
     "cpu_seconds",  # so far
 )
 FOLLOWED = 4_000  # weights of each tensor whose path is kept, for the pictures
-KEEP_EVERY = 5.0  # seconds: a run that is kept stores where it is after the next epoch
 CONDENSED = 0.05  # a spike that narrows by less than this share in an epoch, and has halved before, has condensed
 
 
@@ -150,7 +149,7 @@ def compress(
                 break
             run.record(epoch, run.train_epoch(epoch))
             asked_to_stop = watch and watch(run.result())
-            if asked_to_stop or time.monotonic() - kept > KEEP_EVERY:
+            if asked_to_stop or time.monotonic() - kept > training.KEEP_EVERY:
                 _keep(path, run.state())
                 kept = time.monotonic()
             if asked_to_stop:

@@ -164,17 +164,6 @@ class _Traced:
         return d
 
 
-def as_vector(network: nn.Module) -> nn.Parameter:
-    """All parameters as one (p,), whose parts they are from now on, and their gradients parts of its gradient."""
-    parameters = list(network.parameters())
-    vector = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
-    vector.grad = torch.zeros_like(vector)
-    sizes = [p.numel() for p in parameters]
-    for p, value, grad in zip(parameters, vector.data.split(sizes), vector.grad.split(sizes), strict=True):
-        p.data, p.grad = value.view_as(p), grad.view_as(p)
-    return vector
-
-
 def _embedding(inputs: int, width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width))
 

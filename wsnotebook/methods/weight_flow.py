@@ -11,25 +11,20 @@ measured on held-out networks. The perfect minimiser only copies the zoo (`close
 comes from what stops the network short of it. `source` is the dial.
 """
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from wsnotebook.datasets import cache_folder, replacing
+from wsnotebook.datasets import cache_folder
 from wsnotebook.methods.conditions import Conditions
 from wsnotebook.methods.coordinates import Coordinates, coordinates
 from wsnotebook.methods.flow_training import Run
 from wsnotebook.methods.sampling import integrate, start, times
 from wsnotebook.methods.velocity import Velocity
-from wsnotebook.training import check_at_least, check_choice, fingerprint, load_kept
+from wsnotebook.training import check_at_least, check_choice, fingerprint, run_to_end
 from wsnotebook.zoo.value import Zoo
-
-KEEP_EVERY = 5.0  # seconds: a run that is kept stores where it is after the next chunk
 
 
 @dataclass(frozen=True)
@@ -156,23 +151,8 @@ def train(zoo: Zoo, config: Config, *, keep: bool = False) -> Flow:
     or returns at once. An interrupt (Ctrl-C, the notebook's stop button) leaves a usable flow with `finished` False.
     Raises ValueError for a zoo that does not have the components or the condition, and when the loss diverges.
     """
-    run, path = Run(zoo, config), _kept_path(zoo, config) if keep else None
-    if stored := load_kept(path):
-        run.load(stored)
-    finished, kept = True, time.monotonic()
-    try:
-        with tqdm(total=config.iterations, initial=run.iteration, desc="flow", unit="it", leave=False) as progress:
-            while run.iteration < config.iterations:
-                before = run.iteration
-                run.train_chunk()
-                progress.update(run.iteration - before)
-                progress.set_postfix_str(f"loss {run.history['loss'][-1]:.3f}")
-                if path and (run.iteration == config.iterations or time.monotonic() - kept > KEEP_EVERY):
-                    with replacing(path) as file:
-                        torch.save(run.state(), file)
-                    kept = time.monotonic()
-    except KeyboardInterrupt:
-        finished = False
+    run = Run(zoo, config)
+    finished = run_to_end(run, _kept_path(zoo, config) if keep else None, "flow")
     return Flow(config, run.coordinates, run.conditions, run.chosen(), run.history, finished)
 
 

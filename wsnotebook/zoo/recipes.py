@@ -6,7 +6,7 @@ stop, on test data (here the last step is kept), a residual block that left out 
 follows a cosine of 300 steps up and down, and weights drawn from [0, 1] or with variance 1, which do not train.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wsnotebook import networks
 from wsnotebook.zoo.training import Config
@@ -99,17 +99,7 @@ _SHORT = Config(
     dropout=(0.0, 0.3),
     snapshots=(0, 100, 600, 2400),
 )
-_MIXED = Config(
-    epochs=1,
-    batch=10,
-    optimiser=("adam", "sgd"),
-    lr=(3e-3, 1e-3),
-    weight_decay=(1e-3, 1e-4),
-    init=("default", "he", "xavier"),
-    activation=("tanh", "relu", "gelu"),
-    snapshots=(50, 120, 300, 600),
-    scored=2_000,
-)
+_MIXED = replace(_SHORT, activation=("tanh", "relu", "gelu"), dropout=0.0, snapshots=(50, 120, 300, 600), scored=2_000)
 RECIPES |= {
     "cnn-mnist-short": Recipe("mnist", "cnn-small", 192, _SHORT),  # one epoch of the grid, on a laptop
     "cnn-mnist-mixed": Recipe("mnist", "cnn-small", 512, _MIXED),  # of few images (notebook 04 takes 12,000)
