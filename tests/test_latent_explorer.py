@@ -2,7 +2,6 @@
 
 import base64
 import functools
-import io
 import json
 import re
 import tempfile
@@ -12,7 +11,7 @@ import numpy as np
 import plotly
 import pytest
 import torch
-from PIL import Image
+from shown import drawn, opened, text_of
 from sklearn.decomposition import PCA
 
 from wsnotebook import datasets, evaluation, networks, zoo
@@ -52,18 +51,6 @@ def latents(networks=None):
 def direction(explorer, start):
     """The direction of which the name starts so."""
     return next(name for name in explorer.direction.options if name.startswith(start))
-
-
-def drawn(explorer):
-    return {trace.name: np.column_stack([trace.x, trace.y]).astype(float) for trace in explorer.plot.data}
-
-
-def text_of(explorer):
-    return re.sub("<[^>]*>", "", explorer.readout.value)
-
-
-def opened(source):
-    return Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
 
 
 def forget(explorer, monkeypatch):

@@ -2,7 +2,6 @@
 
 import base64
 import functools
-import io
 import json
 import re
 from dataclasses import replace
@@ -12,7 +11,7 @@ import numpy as np
 import plotly
 import pytest
 import torch
-from PIL import Image
+from shown import drawn, opened, text_of
 from sklearn.decomposition import PCA
 from test_plots_zoo import tiny_zoo
 
@@ -52,18 +51,6 @@ def flow(request):
 @pytest.fixture
 def explorer(flow, digits):
     return trajectory.Explorer(flow, trained(), digits.test, n=7, seed=3)
-
-
-def drawn(explorer):
-    return {trace.name: np.column_stack([trace.x, trace.y]).astype(float) for trace in explorer.plot.data}
-
-
-def text_of(explorer):
-    return re.sub("<[^>]*>", "", explorer.readout.value)
-
-
-def opened(source):
-    return Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
 
 
 @pytest.mark.parametrize("step", [0, 17, 25, 50])

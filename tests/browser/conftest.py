@@ -10,6 +10,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import nbformat
 import pytest
 from driving import wait_idle
 
@@ -109,3 +110,24 @@ def opened(lab, chromium):
         return page
 
     return open_page
+
+
+@pytest.fixture(scope="session")
+def ran(opened, notebooks):
+    """A function: a new notebook of one cell in the browser, run; what its console complains of is in `errors`."""
+    python = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+
+    def run_cell(name, source):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=python)
+        nbformat.write(notebook, notebooks / f"{name}.ipynb")
+        page = opened(f"{name}.ipynb")
+        page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_selector(".js-plotly-plot .main-svg")
+        wait_idle(page)
+        page.wait_for_timeout(1000)
+        page.errors = []
+        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        return page
+
+    return run_cell

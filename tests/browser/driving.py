@@ -1,4 +1,8 @@
-"""Driving a notebook in JupyterLab: wait for its kernel, press a slider's keys, read what the page shows."""
+"""Driving a notebook in JupyterLab: wait for its kernel, press a slider's keys, read and keep what the page shows."""
+
+from pathlib import Path
+
+SCREENSHOTS = Path(__file__).parents[2] / "runs" / "screenshots"
 
 # what the page shows: the readout, the first points of every trace, and the drawn curve
 SEEN = """() => {
@@ -37,3 +41,9 @@ def press(page, key, k=0):
     )
     page.keyboard.press(key)
     return page.evaluate("() => window.drawn")
+
+
+def kept(page, name):
+    """Put the first plot on a screenshot in runs/screenshots/."""
+    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")

@@ -3,15 +3,11 @@
 The screenshots are kept in runs/screenshots/.
 """
 
-from pathlib import Path
-
-import nbformat
 import pytest
-from driving import press, wait_idle
+from driving import kept, press
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 CELL = """from wsnotebook import datasets, symmetry, zoo
 from wsnotebook.explorers import latent
 from wsnotebook.methods.layer_pca import layer_pca
@@ -35,18 +31,8 @@ ROWS = 360  # of the validation digits
 
 
 @pytest.fixture(scope="module")
-def page(opened, notebooks):
-    python = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=python)
-    nbformat.write(notebook, notebooks / "latent.ipynb")
-    page = opened("latent.ipynb")
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_selector(".js-plotly-plot .main-svg")
-    wait_idle(page)
-    page.wait_for_timeout(1000)
-    page.errors = []
-    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
+def page(ran):
+    page = ran("latent", CELL)
     yield page
     page.close()
 
@@ -57,11 +43,6 @@ def changed(page, before, what="data"):
     page.wait_for_function(other, arg=[before[what], what], timeout=20_000)
     page.wait_for_timeout(400)
     return page.evaluate(SEEN)
-
-
-def kept(page, name):
-    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
-    page.screenshot(path=ROOT / "runs" / "screenshots" / f"{name}.png")
 
 
 def test_keys_walk(page):

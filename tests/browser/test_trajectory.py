@@ -3,15 +3,11 @@
 The screenshots are kept in runs/screenshots/.
 """
 
-from pathlib import Path
-
-import nbformat
 import pytest
-from driving import SEEN, press, wait_idle
+from driving import SEEN, kept, press
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 CELL = """import numpy as np
 from wsnotebook import datasets, zoo
 from wsnotebook.explorers import trajectory
@@ -25,18 +21,8 @@ trajectory.Explorer(flow, nets, digits.validation, n=16)"""
 
 
 @pytest.fixture(scope="module")
-def page(opened, notebooks):
-    python = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=python)
-    nbformat.write(notebook, notebooks / "trajectory.ipynb")
-    page = opened("trajectory.ipynb")
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_selector(".js-plotly-plot .main-svg")
-    wait_idle(page)
-    page.wait_for_timeout(1000)
-    page.errors = []
-    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
+def page(ran):
+    page = ran("trajectory", CELL)
     yield page
     page.close()
 
@@ -48,11 +34,6 @@ def changed(page, before):
     after = page.evaluate(SEEN)
     assert after["readout"] != before["readout"]
     return after
-
-
-def kept(page, name):
-    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
-    page.screenshot(path=ROOT / "runs" / "screenshots" / f"{name}.png")
 
 
 def test_keys_go_back_along_the_path(page):

@@ -1,0 +1,23 @@
+"""What an explorer shows, read back."""
+
+import base64
+import io
+import re
+
+import numpy as np
+from PIL import Image
+
+
+def drawn(explorer):
+    """Each trace's points, (n, 2), by its name."""
+    return {trace.name: np.column_stack([trace.x, trace.y]).astype(float) for trace in explorer.plot.data}
+
+
+def text_of(explorer):
+    """Its readout without markup."""
+    return re.sub("<[^>]*>", "", explorer.readout.value)
+
+
+def opened(source):
+    """The picture in a data address."""
+    return Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
