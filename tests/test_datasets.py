@@ -595,3 +595,15 @@ def test_what_is_made_of_a_stand_in_is_labelled_so(digits):
     assert one.label == "cifar10, moved (stand-in: not the official files)"
     assert replace(one, official=True).label == "cifar10, moved"
     assert replace(one, name="my pictures").label == "my pictures"
+
+
+def test_fewer_rows_and_other_inputs_keep_the_rest(digits):
+    few = digits.first(train=7, test=3)
+    assert [len(part[1]) for part in (few.train, few.validation, few.test)] == [7, len(digits.validation[1]), 3]
+    torch.testing.assert_close(few.train[0], digits.train[0][:7])
+    turned = digits.changed("transposed", lambda x: x.transpose(2, 3))
+    assert turned.name == "digits, transposed"
+    for before, after in zip((digits.train, digits.test), (turned.train, turned.test), strict=True):
+        assert after[0].is_contiguous()
+        assert torch.equal(after[0], before[0].transpose(2, 3))
+        assert torch.equal(after[1], before[1])

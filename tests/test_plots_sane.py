@@ -5,7 +5,8 @@ import pytest
 from matplotlib.collections import LineCollection, PathCollection
 
 from wsnotebook import plots
-from wsnotebook.methods.properties import LayerSpread, Probe, Target, Trajectories
+from wsnotebook.methods.latent_maps import LayerSpread, Trajectories
+from wsnotebook.methods.properties import Probe, Target
 
 
 def number(*r2):

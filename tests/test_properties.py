@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from wsnotebook import networks, symmetry
 from wsnotebook.layout import COUNTERS, Layout
-from wsnotebook.methods import properties
+from wsnotebook.methods import latent_maps, properties
 from wsnotebook.methods.layer_pca import layer_pca
 from wsnotebook.methods.properties import Probe, Ridge, Target, probe
 from wsnotebook.zoo.value import Zoo
@@ -322,7 +322,7 @@ def test_what_cannot_be_probed(nets):
 
 def test_the_spread_is_the_deviation_of_a_layers_latents(nets):
     pca = layer_pca(nets, 3)
-    found = properties.layer_spread(pca, nets, groups=2)
+    found = latent_maps.layer_spread(pca, nets, groups=2)
     order = nets.facts["test_accuracy"].argsort()
     assert found.layers == ("fc1.weight", "fc2.weight", "fc3.weight")
     for group, part in enumerate(np.split(order, 2)):
@@ -332,14 +332,14 @@ def test_the_spread_is_the_deviation_of_a_layers_latents(nets):
             expected = ((z - z.mean((0, 1))) ** 2).mean().sqrt()
             assert found.deviation[group, layer] == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(ValueError, match=r"groups=0: expected 1 \.\. 180"):
-        properties.layer_spread(pca, nets, groups=0)
+        latent_maps.layer_spread(pca, nets, groups=0)
 
 
 def test_ways_are_of_each_models_snapshots_in_order(nets):
     pca = layer_pca(nets, 3)
     order = rng().permutation(len(nets))
     moved = nets.filter(order)
-    found = properties.trajectories(pca, moved, [9, 12])
+    found = latent_maps.trajectories(pca, moved, [9, 12])
     assert list(found.ways) == [9, 12]
     for model, rows in found.ways.items():
         assert moved.facts["model"][rows].tolist() == [model] * SNAPSHOTS
@@ -348,19 +348,19 @@ def test_ways_are_of_each_models_snapshots_in_order(nets):
     z -= z.mean(0)
     assert found.shares.sum() <= 1
     np.testing.assert_allclose((found.points**2).sum(0) / (z**2).sum().numpy(), found.shares)
-    every = properties.trajectories(layer_pca(nets, 2), nets)  # a plane holds two numbers as they are
+    every = latent_maps.trajectories(layer_pca(nets, 2), nets)  # a plane holds two numbers as they are
     z = layer_pca(nets, 2).mean(nets).double()
     np.testing.assert_allclose(np.linalg.norm(every.points[3] - every.points[50]), (z[3] - z[50]).norm(), rtol=1e-5)
     assert len(every.ways) == N
     with pytest.raises(ValueError, match="models: 1 is none of the zoo's 60 models"):
-        properties.trajectories(pca, nets, [9, 1])
+        latent_maps.trajectories(pca, nets, [9, 1])
     with pytest.raises(ValueError, match="1 networks, expected at least two"):
-        properties.trajectories(pca, nets.filter([0]))
+        latent_maps.trajectories(pca, nets.filter([0]))
 
 
 def test_the_nearest_models_are_by_brute_force(nets):
     pca, row = layer_pca(nets, 3), 20
-    found = properties.nearest_models(pca, nets, row, 4)
+    found = latent_maps.nearest_models(pca, nets, row, 4)
     z, owners = pca.mean(nets).double().numpy(), nets.facts["model"]
     nearest = {}
     for i in range(len(nets)):
@@ -371,8 +371,8 @@ def test_the_nearest_models_are_by_brute_force(nets):
     np.testing.assert_allclose(found.facts["distance"], [distance for distance, _ in expected])
     assert found.weights.equal(nets.weights[[i for _, i in expected]])
     with pytest.raises(ValueError, match=r"k=60: expected 1 \.\. 59"):
-        properties.nearest_models(pca, nets, row, 60)
+        latent_maps.nearest_models(pca, nets, row, 60)
     with pytest.raises(ValueError, match=r"row=180: expected 0 \.\. 179"):
-        properties.nearest_models(pca, nets, 180)
+        latent_maps.nearest_models(pca, nets, 180)
     with pytest.raises(ValueError, match="of one model"):
-        properties.nearest_models(pca, nets.filter(range(3)), 0)
+        latent_maps.nearest_models(pca, nets.filter(range(3)), 0)

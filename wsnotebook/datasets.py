@@ -20,7 +20,7 @@ import tarfile
 import textwrap
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +56,17 @@ class Dataset:
         """The same data with its tensors on another device."""
         moved = {part: tuple(t.to(device) for t in getattr(self, part)) for part in ("train", "validation", "test")}
         return replace(self, **moved)
+
+    def first(self, **rows: int) -> "Dataset":
+        """The same data with the first so many rows of the parts named, as `first(train=1_000)`."""
+        return replace(self, **{part: tuple(t[:n] for t in getattr(self, part)) for part, n in rows.items()})
+
+    def changed(self, how: str, f: Callable[[Tensor], Tensor]) -> "Dataset":
+        """The same labels with inputs f(x), called "<name>, <how>": `changed("negative", lambda x: 1 - x)`."""
+        parts = {part: getattr(self, part) for part in ("train", "validation", "test")}
+        return replace(
+            self, name=f"{self.name}, {how}", **{part: (f(x).contiguous(), y) for part, (x, y) in parts.items()}
+        )
 
     @property
     def label(self) -> str:

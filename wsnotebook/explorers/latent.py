@@ -31,7 +31,8 @@ from wsnotebook.explorers.common import (
     readout,
     write_page,
 )
-from wsnotebook.methods.properties import Embedder, Target, probe
+from wsnotebook.methods.properties import Target, probe
+from wsnotebook.methods.tokens import Embedder
 from wsnotebook.plots import latent as pictures
 from wsnotebook.plots.common import INK
 from wsnotebook.plots.flow import CHOSEN, LANDMARK, filter_strip

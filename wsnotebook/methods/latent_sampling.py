@@ -18,25 +18,16 @@ Few-shot, on another task or of another width: `sample(sane.transferred(anchors)
 five anchors trained for some epochs there; `transfer.transfer(..., head="fresh")` if only the classes differ.
 """
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from wsnotebook import evaluation
+from wsnotebook.methods.tokens import Embedder
 from wsnotebook.training import check_choice
 from wsnotebook.zoo.value import Zoo, concat
 
 MODES = ("kde", "public", "tokens", "gaussian", "joint")
-
-
-class Embedder(Protocol):
-    """What there is to sample from: `sane.Sane`, `layer_pca.LayerPCA`."""
-
-    def embed(self, zoo: Zoo) -> Tensor: ...  # (n, r, z)
-
-    def decode(self, z: Tensor, like: Zoo | None = None) -> Zoo: ...
 
 
 def sample(

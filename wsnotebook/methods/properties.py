@@ -1,4 +1,4 @@
-"""What weights tell: properties of networks, read off features of their weights by small probes; latents looked at.
+"""What weights tell: properties of networks, read off features of their weights by small probes.
 
 Features x are (n, f), a row a network. A probe is fitted to training models, its strength chosen on validation models,
 and scored on test models; all snapshots of a model are in one part, and the parts are the same for all features.
@@ -14,7 +14,6 @@ import copy
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,9 +22,8 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from torch import Tensor
 
 from wsnotebook.evaluation import interval, markdown, mean_and_half_width
-from wsnotebook.evaluation.distances import same_model
 from wsnotebook.layout import Layout
-from wsnotebook.methods.tokens import Standardised, tokens
+from wsnotebook.methods.tokens import Embedder, tokens
 from wsnotebook.training import check_choice
 from wsnotebook.zoo.value import Zoo
 
@@ -33,14 +31,6 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 STRENGTHS = np.logspace(6, -4, 31)  # of the ridge, on the sum of squares; where several do as well, the first
 HIDDEN, EPOCHS, PATIENCE = 64, 200, 20  # of the MLP probe: units, passes over the data, and those without a gain
 SEEDS, SHARES = (0, 1, 2, 3, 4), (0.7, 0.15, 0.15)  # of the parts: training, validation, test
-
-
-class Embedder(Protocol):
-    """What `sane.Sane` and `layer_pca.LayerPCA` have in common."""
-
-    standardised: Standardised
-
-    def embed(self, zoo: Zoo) -> Tensor: ...  # (n, r, z), one a row of weights
 
 
 # ---- features ----------------------------------------------------------------------------------------------------
@@ -56,7 +46,7 @@ def features(zoo: Zoo, embedders: Mapping[str, Embedder] | None = None) -> dict[
     found |= {"s(W)": weight_statistics(zoo), "s(W), tensors": weight_statistics(zoo, "tensor")}
     for name, embedder in (embedders or {}).items():
         z = embedder.embed(zoo)  # (n, r, z)
-        layers = [z[:, rows] for rows in _layer_rows(embedder)]
+        layers = [z[:, rows] for rows in layer_rows(embedder)]
         moments = [moment for part in layers for moment in (part.mean(1), part.std(1, correction=0))]
         found |= {
             f"{name}, mean": z.mean(1).numpy(),
@@ -83,7 +73,7 @@ def weight_statistics(zoo: Zoo, by: str = "layer") -> np.ndarray:
     return np.concatenate(per_part).T
 
 
-def _layer_rows(embedder: Embedder) -> list[Tensor]:
+def layer_rows(embedder: Embedder) -> list[Tensor]:
     """Which of the latents' rows are each layer's."""
     of = embedder.standardised.tokens
     return [torch.nonzero(of.rows[:, 0] == layer)[:, 0] for layer in range(len(of.layers))]
@@ -103,7 +93,7 @@ class Target:
 
     def values(self, zoo: Zoo) -> np.ndarray:
         """(n,) float64 or strings. Raises ValueError when the zoo lacks the fact or it has no (logarithm's) value."""
-        y = _fact(zoo, self.fact)
+        y = fact_of(zoo, self.fact)
         if y.dtype.kind not in "biuf" or self.category:
             return y.astype(str)
         y = y.astype(float)
@@ -129,7 +119,8 @@ TARGETS = {
 }
 
 
-def _fact(zoo: Zoo, name: str) -> np.ndarray:
+def fact_of(zoo: Zoo, name: str) -> np.ndarray:
+    """(n,) a fact. Raises ValueError when the zoo lacks it."""
     if name not in zoo.facts:
         raise ValueError(f"fact {name!r} is missing; this zoo has {', '.join(zoo.facts) or 'none'}")
     return zoo.facts[name]
@@ -137,7 +128,7 @@ def _fact(zoo: Zoo, name: str) -> np.ndarray:
 
 def last_snapshots(zoo: Zoo) -> np.ndarray:
     """Rows of each model's last snapshot. Raises ValueError without fact "step"."""
-    step = _fact(zoo, "step").astype(float)
+    step = fact_of(zoo, "step").astype(float)
     _, model = np.unique(zoo.facts.get("model", np.arange(len(zoo))), return_inverse=True)
     last = np.full(len(zoo), -np.inf)  # of each model
     np.maximum.at(last, model, step)
@@ -401,91 +392,3 @@ def _check_varied(target: Target, part: str, y: np.ndarray) -> None:
             f"fact {target.fact!r} is the same for all {len(y)} networks of the {part}: nothing to predict; take "
             "another target, more models, or another seed"
         )
-
-
-# ---- latents looked at -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class LayerSpread:
-    """How far the latents of a layer's rows scatter, among networks of similar accuracy (or another fact)."""
-
-    layers: tuple[str, ...]
-    fact: str
-    groups: tuple[tuple[float, float], ...]  # the fact's smallest and largest value in each, rising
-    deviation: np.ndarray  # (groups, layers) root mean square distance to the layer's mean in the group, a dimension
-
-
-def layer_spread(embedder: Embedder, zoo: Zoo, fact: str = "test_accuracy", groups: int = 3) -> LayerSpread:
-    """Deviation of latents over networks and rows, layer by layer, in groups of equally many networks by a fact.
-
-    Raises ValueError for a fact that is missing or no number, and more groups than networks.
-    """
-    y, z = _numbers(zoo, fact), embedder.embed(zoo)
-    if not 1 <= groups <= len(zoo):
-        raise ValueError(f"groups={groups}: expected 1 .. {len(zoo)}, the number of networks")
-    parts, layers = np.array_split(np.argsort(y, kind="stable"), groups), _layer_rows(embedder)
-    deviation = [
-        [float(z[part][:, rows].flatten(0, 1).var(0, correction=0).mean()) for rows in layers] for part in parts
-    ]
-    ends = tuple((float(y[part].min()), float(y[part].max())) for part in parts)
-    return LayerSpread(embedder.standardised.tokens.layers, fact, ends, np.sqrt(deviation))
-
-
-@dataclass(frozen=True, eq=False)
-class Trajectories:
-    """Snapshots of models in the plane of the first two principal axes of all mean latents."""
-
-    points: np.ndarray  # (n, 2) of all networks of the zoo
-    shares: np.ndarray  # (2,) of the variance
-    fact: str
-    values: np.ndarray  # (n,) the fact's
-    ways: dict[int, np.ndarray]  # {model: its rows, by step}
-
-
-def trajectories(
-    embedder: Embedder, zoo: Zoo, models: Sequence[int] | None = None, fact: str = "test_accuracy"
-) -> Trajectories:
-    """The ways of models (fact "model"; None: all) through latent space while they were trained.
-
-    Raises ValueError for a model or fact that is not there, and fewer than two networks.
-    """
-    values, owners, step = _numbers(zoo, fact), _fact(zoo, "model"), _fact(zoo, "step")
-    models = np.unique(owners) if models is None else np.asarray(models)
-    if unknown := set(models.tolist()) - set(owners.tolist()):
-        raise ValueError(f"models: {min(unknown)} is none of the zoo's {len(np.unique(owners))} models")
-    if len(zoo) < 2:
-        raise ValueError(f"zoo: {len(zoo)} networks, expected at least two to span a plane")
-    z = embedder.embed(zoo).mean(1).double().numpy()
-    left, sizes, _ = linalg.svd(z - z.mean(0), full_matrices=False)
-    points, variance = np.zeros((len(z), 2)), np.zeros(2)
-    points[:, : len(sizes)], variance[: len(sizes)] = (left * sizes)[:, :2], sizes[:2] ** 2
-    order = np.argsort(step, kind="stable")
-    ways = {int(model): order[owners[order] == model] for model in models}
-    return Trajectories(points, variance / max((sizes**2).sum(), np.finfo(float).tiny), fact, values, ways)
-
-
-def nearest_models(embedder: Embedder, zoo: Zoo, row: int, k: int = 5) -> Zoo:
-    """The k other models whose mean latents come nearest to a row's, a snapshot of each, with the fact "distance".
-
-    Raises ValueError for a row that is not there, and fewer than k other models.
-    """
-    if not 0 <= row < len(zoo):
-        raise ValueError(f"row={row}: expected 0 .. {len(zoo) - 1}")
-    z = embedder.embed(zoo).mean(1).double()
-    distance = (z - z[row]).norm(dim=1).numpy()
-    others = np.flatnonzero(~same_model(zoo)[row])
-    order = others[np.argsort(distance[others], kind="stable")]
-    owners = zoo.facts.get("model", np.arange(len(zoo)))
-    _, first = np.unique(owners[order], return_index=True)  # each model's nearest snapshot
-    if not 1 <= k <= len(first):
-        raise ValueError(f"k={k}: expected 1 .. {len(first)}, the number of other models")
-    near = zoo.filter(order[np.sort(first)[:k]])
-    return near.derived(near.weights, distance=distance[order[np.sort(first)[:k]]])
-
-
-def _numbers(zoo: Zoo, fact: str) -> np.ndarray:
-    y = Target(fact).values(zoo)
-    if y.dtype.kind != "f":
-        raise ValueError(f"fact {fact!r} has strings, expected numbers")
-    return y

@@ -11,7 +11,7 @@ numbers alone, `entries`, block by block: that is what the methods compute on.
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -241,6 +241,16 @@ class Standardised:
         facts = {"model": np.arange(len(like)), "parent": like.facts.get("model", np.arange(len(like)))}
         facts |= {fact: like.facts[fact] for fact in ("activation",) if fact in like.facts}
         return replace(like, weights=weights, facts=facts)
+
+
+class Embedder(Protocol):
+    """What embeds networks and decodes them: `sane.Sane`, `layer_pca.LayerPCA`."""
+
+    standardised: Standardised
+
+    def embed(self, zoo: Zoo) -> Tensor: ...  # (n, r, z), one a row of weights
+
+    def decode(self, z: Tensor, like: Zoo | None = None) -> Zoo: ...
 
 
 def standardise(zoo: Zoo, tokens: Tokens) -> Standardised:

@@ -71,7 +71,7 @@ def _panel(axes, title: str, probes: Mapping, prefix: str) -> None:
 
 @styled
 def layer_spread(spread) -> Figure:
-    """How far latents scatter from layer to layer, by groups of networks; of `methods.properties.layer_spread`."""
+    """How far latents scatter from layer to layer, by groups of networks; of `methods.latent_maps.layer_spread`."""
     figure = Figure(figsize=(7, 3.2))
     axes = figure.subplots()
     places = np.arange(len(spread.layers))
@@ -90,7 +90,7 @@ def layer_spread(spread) -> Figure:
 
 @styled
 def latent_trajectories(found) -> Figure:
-    """Models' ways through latent space while they train, coloured by a fact; of `methods.properties.trajectories`.
+    """Models' ways through latent space while they train, coloured by a fact; of `methods.latent_maps.trajectories`.
 
     A circle is a model's first snapshot, a diamond its last; grey: all the zoo's networks.
     """
