@@ -15,9 +15,9 @@ help:  ## list the targets
 figures: $(READY)  ## run every notebook and write figures/ (SCALE=quick|laptop|paper, JOBS=n)
 	$(BIN)/wsnotebook figures --scale $(SCALE) --jobs $(JOBS)
 
-# two processes of one thread each; a file stays in one, for what its tests share, and the notebooks come first
+# two processes of one thread each; a file stays in one (tests/conftest.py), and the notebooks come first
 test: $(READY)  ## unit tests, notebook lint, notebooks executed; no browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser" -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-browser: $(READY)  ## a notebook driven in JupyterLab and Chromium
 	$(BIN)/python -m pytest -m browser -rs tests/browser

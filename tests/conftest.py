@@ -7,6 +7,13 @@ from wsnotebook import datasets, networks, training
 from wsnotebook.methods import soft_weight_sharing as sws
 
 
+def pytest_collection_modifyitems(items):
+    """A file's tests go to one process (`--dist loadgroup`), for what they share, unless they say otherwise."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory, monkeypatch):
     for name in ("CACHE", "FIGURES", "RUNS"):

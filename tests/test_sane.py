@@ -98,15 +98,17 @@ def test_real_columns_alone_give_what_padded_tokens_do(nets, options, linear, fa
 
     network = network.double()
     positions = network.positions(of.positions[start:stop])
-    read = dense @ network.read + positions
+    read, told = dense @ network.read + positions, torch.zeros(len(nets), w, 15, dtype=torch.float64)
     if facts:
+        maps = (positions @ network.moments_to_z.weight.T).view(w, 6, 5)
         for place, at in enumerate(range(start, stop)):
             (block,) = (block for block in of.blocks if at in block.tokens)
             rows = dense[:, place, : block.columns].unflatten(1, (block.rows, -1))
             size = rows.square().mean(2)
             parts = [rows.mean(2), rows.abs().mean(2), size, (size + 1e-6).log(), rows.amin(2), rows.amax(2)]
             read[:, place] += torch.stack(parts, 2).flatten(1) @ network.sense[: 6 * block.rows]
-    own = plain(network.encoder, read) @ network.to_z.T  # (n, w, 3 rows x 5)
+            told[:, place, : 5 * block.rows] = (torch.stack(parts, 2) @ maps[place]).flatten(1)
+    own = plain(network.encoder, read) @ network.to_z.T + told  # (n, w, 3 rows x 5)
     counts = [block.rows for at in range(start, stop) for block in of.blocks if at in block.tokens]
     expected = torch.cat([own[:, at, : 5 * rows].unflatten(1, (rows, 5)) for at, rows in enumerate(counts)], 1)
     if linear:

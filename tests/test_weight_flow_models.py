@@ -15,7 +15,7 @@ def test_iris_with_five_inits_is_generated_by_init(tmp_path):
     config = zoo.Config(epochs=60, batch=16, lr=3e-3, init=networks.INITS)
     nets = zoo.train("mlp-4-16-3", iris, 50, config, folder=tmp_path)
     assert set(nets.facts["init"]) == set(networks.INITS)
-    flow = weight_flow.train(nets, weight_flow.Config(condition="init", hidden=128, iterations=1500, lr=3e-3))
+    flow = weight_flow.train(nets, weight_flow.Config(condition="init", hidden=64, iterations=1000, lr=3e-3))
     for init in ("normal", "default"):
         made = flow.sample(20, condition=init)
         own, others = nets.filter(nets.facts["init"] == init), nets.filter(nets.facts["init"] != init)

@@ -218,7 +218,7 @@ zoo.train("mlp-64-8-10", datasets.load("digits"), 96, zoo.Config(epochs=12, batc
 def test_a_killed_run_goes_on_and_ends_equal(digits, tmp_path):
     config, draw = zoo.Config(epochs=12, batch=20), random.Random(0)
     wanted = zoo.train("mlp-64-8-10", digits, 96, config, folder=tmp_path / "whole")
-    for _ in range(5):
+    for _ in range(3):
         run = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / "killed"], stdout=subprocess.PIPE)
         run.stdout.readline()
         time.sleep(draw.uniform(0.2, 1.2))

@@ -1,12 +1,14 @@
 """Images and tables as tensors in memory: train, validation and test by name, or from your own folder.
 
 Sources: MNIST (LeCun, Cortes, Burges 1998), Fashion-MNIST (Xiao, Rasul, Vollgraf 2017), CIFAR-10 and CIFAR-100
-(Krizhevsky 2009, in the binary layout: no pickle), and the digits and iris embedded in scikit-learn.
+(Krizhevsky 2009, in the binary layout: no pickle), the digits and iris embedded in scikit-learn, and the functions of
+`cornn`, a regression each.
 A file is looked for in the folders that WSNOTEBOOK_DATA names, then in `<cache>/data`, then downloaded into the latter.
 It is official if its MD5 is the published one, or if it unpacks to the bytes that the published file unpacks to: an
 unpacked or recompressed copy is official, an altered one is not.
 
-Legend: n examples, c channels, h x w pixels; x (n, c, h, w) or (n, features), y (n,).
+Legend: n examples, c channels, h x w pixels; x (n, c, h, w) or (n, features), y (n,), or in a
+regression (n, outputs).
 """
 
 import difflib
@@ -32,14 +34,18 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-NAMES = ("digits", "iris", "mnist", "fashion_mnist", "cifar10", "cifar100")  # the first two need no files
+from wsnotebook import cornn
+
+_CLASSIFIED = ("digits", "iris", "mnist", "fashion_mnist", "cifar10", "cifar100")
+NAMES = (*_CLASSIFIED, *(f"cornn-{name}" for name in cornn.FUNCTIONS))  # the first two and cornn-... need no files
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Labelled examples in three parts that share none: fit on train, choose on validation, report on test once.
 
-    Each part is `(x, y)`: x float32 (n, c, h, w), or (n, features) for a table; y int64 (n,), an index into `classes`.
+    Each part is `(x, y)`: x float32 (n, c, h, w), or (n, features) for a table; y int64 (n,), an index into `classes`,
+    or, in a regression, which has no classes, float32 (n, outputs).
     `checksum` is the SHA-256 of the unpacked source files one after the other; `official` says whether they are the
     published ones.
     """
@@ -69,6 +75,23 @@ class Dataset:
         )
 
     @property
+    def regression(self) -> bool:
+        """Whether the targets are numbers, to be met in the mean square, and not classes."""
+        return self.train[1].is_floating_point()
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of a network for this data: one a class, or one a number to be predicted."""
+        return self.train[1].shape[1] if self.regression else len(self.classes)
+
+    def check_classes(self, what: str) -> None:
+        """Raises ValueError for a regression, which cannot be used for `what`."""
+        if self.regression:
+            raise ValueError(
+                f"{self.name} has numbers for targets, but {what} needs classes: take {', '.join(_CLASSIFIED)}"
+            )
+
+    @property
     def label(self) -> str:
         """The name to write beside a result: it says so when the files are not the ones that the name promises.
 
@@ -86,6 +109,8 @@ def load(name: str, *, seed: int = 0) -> Dataset:
     iris                   x (n, 4), each feature standardised by the training part's statistics; 60 / 20 / 20 %
     mnist, fashion_mnist   x (n, 1, 28, 28) in [0, 1]; 55,000 / 5,000 and the official 10,000
     cifar10, cifar100      x (n, 3, 32, 32), each channel standardised likewise; 45,000 / 5,000 and the official 10,000
+    cornn-ackley, ...      a regression: x (n, 2), y (n, 1), as `cornn.table`; 3,000 / 750 whatever the seed, and the
+                           official 1,250
 
     Files other than the official ones load with one UserWarning naming them, and `official` False.
     Raises ValueError for an unknown name or a damaged file, FileNotFoundError for one neither here nor to be fetched.
@@ -93,7 +118,10 @@ def load(name: str, *, seed: int = 0) -> Dataset:
     if name not in NAMES:
         near = difflib.get_close_matches(str(name), NAMES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown data set {name!r}{hint}; known are {', '.join(NAMES)}")
+        known = f"{', '.join(_CLASSIFIED)}, and cornn-NAME for every name in cornn.FUNCTIONS"
+        raise ValueError(f"unknown data set {name!r}{hint}; known are {known}")
+    if name.startswith("cornn-"):
+        return _regression(name)
     if name not in _RELEASES:
         return _embedded(name, seed)
     contents = [content for file in _RELEASES[name] for content in _contents(name, file)]
@@ -198,6 +226,13 @@ def _embedded(name: str, seed: int) -> Dataset:
     parts = _scaled(parts, 16) if digits else _standardised(parts)  # ink from 0 to 16
     checksum = _sha256([x.astype("<f8").tobytes(), y.astype("u1").tobytes()])
     return Dataset(name, *parts, tuple(map(str, bunch.target_names)), checksum, official=True)
+
+
+def _regression(name: str) -> Dataset:
+    table = cornn.table([name.removeprefix("cornn-")])
+    parts = [table.train, table.validation, table.test]
+    checksum = _sha256(values.numpy().astype("<f4").tobytes() for part in parts for values in part)
+    return Dataset(name, *parts, (), checksum, official=True)
 
 
 # ---- the published files ----

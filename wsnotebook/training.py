@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 import wsnotebook
 from wsnotebook.datasets import Dataset, cache_folder, replacing
-from wsnotebook.evaluation import score
+from wsnotebook.evaluation.scores import data_loss, score
 from wsnotebook.layout import check_finite
 
 KEEP_EVERY = 5.0  # seconds: a run that is kept stores where it is after the next part of its training
@@ -40,8 +40,8 @@ class Config:
     weight_decay: float = 0.0  # L2 coefficient
     shift: int = 0  # random shifts of the images by up to so many pixels
     flip: bool = False  # random horizontal flips
-    keep: str = "last"  # last | best (lowest validation error)
-    patience: int = 0  # epochs without a lower validation error before stopping; 0: never
+    keep: str = "last"  # last | best (lowest validation error; in a regression, lowest validation loss)
+    patience: int = 0  # epochs without a lower one before stopping; 0: never
     seed: int = 0  # of order, augmentation and dropout
 
     def __post_init__(self):
@@ -55,7 +55,8 @@ class Config:
 class Result:
     """A trained network's state dict, and one history entry an epoch (entry 0: before training).
 
-    history: epoch, loss (training, nats), validation_loss (nats), validation_error (%), cpu_seconds (so far).
+    history: epoch, loss (training, nats), validation_loss (nats), validation_error (%), cpu_seconds (so far). In a
+    regression losses are mean square errors, and validation_error is None.
     """
 
     state: dict[str, Tensor]
@@ -91,7 +92,7 @@ def train(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
         with epoch_randomness(config.seed, epoch, x.device):
             for t, rows in minibatches(len(x), config, epoch, x.device):
                 set_lr(optimiser, config.lr, config.schedule, t)
-                loss = F.cross_entropy(network(augmented(x[rows], config)), y[rows])
+                loss = data_loss(network(augmented(x[rows], config)), y[rows])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -102,9 +103,11 @@ def train(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
         history["validation_loss"].append(validation.loss)
         history["validation_error"].append(validation.error)
         history["cpu_seconds"].append(time.process_time() - started)
-        if validation.error < best[0] or epoch == 0:
-            best = (validation.error, epoch, copy.deepcopy(network.state_dict()))
-        progress.set_postfix_str(f"validation error {validation.error:.2f} %")
+        criterion = validation.loss if dataset.regression else validation.error
+        if criterion < best[0] or epoch == 0:
+            best = (criterion, epoch, copy.deepcopy(network.state_dict()))
+        unit = "loss {:.4g}" if dataset.regression else "error {:.2f} %"
+        progress.set_postfix_str(f"validation {unit.format(criterion)}")
         if path:
             parts = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
             with replacing(path) as file:

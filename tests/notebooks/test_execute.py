@@ -13,16 +13,26 @@ from wsnotebook import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ALIKE = ("00", "03", "04", "06")  # notebooks that start from the same zoos: one process trains them
+
+
+def grouped(path):
+    """A notebook, to be run by the process that has what it needs."""
+    number = path.name[:2]
+    group = "notebooks on zoos" if number in ALIKE else f"notebook {number}"
+    return pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(group))
+
+
 pytestmark = [
     pytest.mark.notebooks,
     pytest.mark.timeout(900),
-    pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem),
+    pytest.mark.parametrize("path", [grouped(path) for path in PATHS]),
 ]
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """One cache for this file, empty at first: the second execution of a notebook also tests what the first kept."""
+    """One cache for a process, empty at first: the second execution of a notebook also tests what the first kept."""
     return tmp_path_factory.mktemp("shared_cache")
 
 

@@ -11,27 +11,45 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Score:
-    """Error (% of rows whose largest logit is not the label) and loss (mean cross-entropy, nats)."""
+    """Error (% of rows whose largest logit is not the label) and loss (mean cross-entropy, nats).
 
-    error: float
+    In a regression: no error, and the mean square error as the loss.
+    """
+
+    error: float | None
     loss: float
+
+
+def data_loss(outputs: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy (nats) of logits (n, classes) for labels y int64 (n,); square error for y float (n, outputs).
+
+    reduction: "mean" or "sum" over y's numbers. Raises ValueError for numbers y of another shape than the outputs.
+    """
+    if not y.is_floating_point():
+        return F.cross_entropy(outputs, y, reduction=reduction)
+    if outputs.shape != y.shape:
+        raise ValueError(f"outputs {tuple(outputs.shape)} for targets {tuple(y.shape)}: expected one output a target")
+    return F.mse_loss(outputs, y, reduction=reduction)
 
 
 @torch.no_grad()
 def score(network: nn.Module, split: tuple[Tensor, Tensor], batch: int = 2048) -> Score:
-    """Score of a network on (x (n, ...), y (n,)), in evaluation mode; the network's mode is left as it was."""
+    """Score of a network on (x (n, ...), y (n,)), in evaluation mode; the network's mode is left as it was.
+
+    y float (n, outputs) is a regression's. Raises ValueError for no rows, or outputs of another shape than its y.
+    """
     x, y = split
     if len(x) == 0:
         raise ValueError("split: no rows to score; expected at least one")
     training = network.training
     network.eval()
-    wrong = loss = 0.0
+    regression, wrong, loss = y.is_floating_point(), 0.0, 0.0
     for xs, ys in zip(x.split(batch), y.split(batch), strict=True):
-        logits = network(xs)  # (b, classes)
-        wrong += (logits.argmax(1) != ys).sum()
-        loss += F.cross_entropy(logits, ys, reduction="sum").double()
+        outputs = network(xs)  # (b, classes), or (b, numbers to predict)
+        wrong += 0 if regression else (outputs.argmax(1) != ys).sum()
+        loss += data_loss(outputs, ys, "sum").double()
     network.train(training)
-    return Score(error=100 * float(wrong) / len(x), loss=float(loss) / len(x))
+    return Score(error=None if regression else 100 * float(wrong) / len(x), loss=float(loss) / y.numel())
 
 
 def interval(values: list[float], confidence: float = 0.95) -> tuple[float, float]:

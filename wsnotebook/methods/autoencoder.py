@@ -4,7 +4,8 @@ Schuerholt et al. 2024: pre-norm blocks without biases (GPT-2's, not causal), th
 do differently: positions are waves, so they fit any length; the head pools over rows, so it takes any window; a token
 of several rows has latents for each of them; and around both transformers goes a linear path, per-layer PCA there and
 back (`LayerPCA`), which they correct where it loses something: a row of fewer than z numbers comes back as it was, and
-the encoder has the rest of its latents to itself; of a longer row's it has an eighth.
+the encoder has the rest of its latents to itself; of a longer row's it has an eighth. What these are to tell (s(W)) has
+such a path too: from a row's moments, by a map that depends on its place.
 
 Tokens come as their real numbers alone, block by block (`tokens.Window`). A padded token (width,) times a matrix
 (width, dim) is its real columns times the matrix's first rows: that is what is computed, so no padding is carried, nor
@@ -56,6 +57,7 @@ class Autoencoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(z, HEAD), nn.LayerNorm(HEAD), nn.GELU(), nn.Linear(HEAD, HEAD))
         self.facts = nn.Linear(z, facts) if facts else None
         self.sense = nn.Parameter(INIT * torch.randn(rows * MOMENTS, dim)) if facts else None
+        self.moments_to_z = linear_map(dim, MOMENTS * z, 0.0) if facts else None
         if linear is not None:
             nn.init.zeros_(self.to_z)
             nn.init.zeros_(self.write)
@@ -66,10 +68,15 @@ class Autoencoder(nn.Module):
         tokens = x.split([p.tokens * p.columns for p in parts], 1)
         h = [own.unflatten(1, (p.tokens, -1)) @ self.read[: p.columns] for own, p in zip(tokens, parts, strict=True)]
         if self.sense is not None:
-            seen = (moments(own.unflatten(1, (p.tokens, p.rows, -1))) for own, p in zip(tokens, parts, strict=True))
+            seen = [moments(own.unflatten(1, (p.tokens, p.rows, -1))) for own, p in zip(tokens, parts, strict=True)]
             h = [one + own.flatten(2) @ self.sense[: own[0, 0].numel()] for one, own in zip(h, seen, strict=True)]
-        h = self.encoder(torch.cat(h, 1) + self.positions(window.positions)).split([p.tokens for p in parts], 1)
+        places = self.positions(window.positions)
+        h = self.encoder(torch.cat(h, 1) + places).split([p.tokens for p in parts], 1)
         z = [(own @ self.to_z[: p.rows * self.z].T).flatten(1) for own, p in zip(h, parts, strict=True)]
+        if self.moments_to_z is not None:
+            maps = self.moments_to_z(places).unflatten(1, (MOMENTS, self.z))  # (w, 6, z)
+            maps = maps.split([p.tokens for p in parts])
+            z = [one + (own @ m).flatten(1) for one, own, m in zip(z, seen, maps, strict=True)]
         z = torch.cat(z, 1).unflatten(1, (-1, self.z))
         if self.linear is None:
             return z

@@ -47,6 +47,7 @@ def prune(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
 
     keep: store the result in the cache folder, where the same call later finds it.
     """
+    dataset.check_classes("pruning")
     check_finite(network.state_dict(), "network")
     path = training.kept_path("pruning", config, dataset, network) if keep else None
     if stored := training.load_kept(path):

@@ -93,6 +93,7 @@ def smallest(candidates: Sequence[Compressed], bound: float) -> Compressed:
 
 def pack(network: nn.Module, dataset: Dataset, clustered: Clustered, config: Config) -> Compressed:
     """Put the clustered tensors into a copy of the network, train the codebooks, round, and write the file."""
+    dataset.check_classes("training codebooks")
     network = copy.deepcopy(network)
     network.load_state_dict(network.state_dict() | clustered.values())
     assigned_error = score(network, dataset.validation).error

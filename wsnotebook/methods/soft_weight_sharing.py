@@ -135,6 +135,7 @@ def compress(
     Warns when the spike has not condensed. Raises ValueError for weights that are not finite or a filter that leaves no
     tensor.
     """
+    dataset.check_classes("soft weight-sharing")
     path = training.kept_path("soft-weight-sharing", config, dataset, network) if keep else None
     run = _Retraining(network, dataset, config)
     if stored := training.load_kept(path):

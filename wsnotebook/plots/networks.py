@@ -21,24 +21,27 @@ PARTS = {  # of a compressed tensor: label, colour
 
 @styled
 def training_curves(runs: Mapping) -> Figure:
-    """Loss and validation error over the epochs.
+    """Loss and validation error over the epochs; of a regression, losses alone.
 
     runs: one history, which also shows the validation loss; or {label: history, or list of histories (seeds)}, one
     colour a label. Raises ValueError when there is no history.
     """
     if not runs:
         raise ValueError("runs is empty: pass a history (result.history) or {label: history}")
+    groups = {"": [runs]} if "epoch" in runs else {k: [h] if isinstance(h, Mapping) else h for k, h in runs.items()}
+    regression = None in next(iter(groups.values()))[0]["validation_error"]
+    unit, judged, judged_unit = ("MSE", "loss", "MSE") if regression else ("nats", "error", "%")
+
+    def curves(field):
+        return {label: [(h["epoch"], h[field]) for h in part] for label, part in groups.items()}
+
+    losses = curves("loss")
     if "epoch" in runs:
-        curves = {"training": [(runs["epoch"], runs["loss"])], "validation": [(runs["epoch"], runs["validation_loss"])]}
-        errors = {"": [(runs["epoch"], runs["validation_error"])]}
-    else:
-        groups = {label: [part] if isinstance(part, Mapping) else part for label, part in runs.items()}
-        curves = {label: [(h["epoch"], h["loss"]) for h in part] for label, part in groups.items()}
-        errors = {label: [(h["epoch"], h["validation_error"]) for h in part] for label, part in groups.items()}
+        losses = {"training": losses[""], "validation": curves("validation_loss")[""]}
     figure = Figure(figsize=(7, 2.9))
-    left, right = figure.subplots(1, 2)
-    _curves(left, curves, "Loss", "loss (nats)" if "epoch" in runs else "training loss (nats)")
-    _curves(right, errors, "Validation error", "validation error (%)")
+    axes = figure.subplots(1, 2)
+    _curves(axes[0], losses, "Loss", f"loss ({unit})" if "epoch" in runs else f"training loss ({unit})")
+    _curves(axes[1], curves(f"validation_{judged}"), f"Validation {judged}", f"validation {judged} ({judged_unit})")
     return figure
 
 

@@ -126,6 +126,7 @@ def train(
     """
     if n < 1 or shard < 1:
         raise ValueError(f"n={n}, shard={shard}: expected at least 1 network, and 1 in a shard")
+    dataset.check_classes("a zoo")
     models, steps = plan(config, n), math.ceil(len(dataset.train[0]) / config.batch)
     if start is not None:
         if start.network != network or len(start) != n:
