@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsnotebook import evaluation, networks
+from wsnotebook import engines, evaluation, networks
 from wsnotebook.evaluation import blocks
 from wsnotebook.layout import Layout
 from wsnotebook.zoo.value import Zoo, concat
@@ -67,6 +67,59 @@ def test_a_report_is_each_networks_own_score(kind, small, split, monkeypatch):
             torch.testing.assert_close(logits[i], zoo.module(i)(split[0]), rtol=1e-4, atol=1e-5)
     assert (report.predictions == logits.argmax(-1).numpy()).all()
     assert (report.errors == (report.predictions != split[1].numpy())).all()
+
+
+def trained(zoo, split, steps=40):
+    """The zoo after some steps, of one activation."""
+    same, (x, y) = torch.zeros(len(zoo)), split
+    settings = {"lr": same + 1e-2, "weight_decay": same, "dropout": same, "seeds": torch.arange(len(zoo))}
+    engine = engines.StackedEngine(zoo.template(), zoo.weights, optimiser="adam", **settings)
+    engine.run(x, y, torch.arange(steps * 16).view(steps, 16) % len(x), torch.ones(steps))
+    return zoo.derived(engine.weights)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "gelu", "sigmoid"])
+@pytest.mark.parametrize(("name", "n", "rows"), [("cnn-tiny", 17, 1), ("cnn-tiny", 7, 72), ("cnn-small", 1, 40)])
+def test_compiled_and_stacked_networks_have_the_same_report(activation, name, n, rows, split, monkeypatch):
+    pytest.importorskip("numba")
+    from wsnotebook.engines import lanes
+
+    x, y = (t[:rows] for t in split)
+    if name == "cnn-small":
+        x = nn.functional.interpolate(x, (28, 28))
+    fresh, calls, forward = make(name, n, activation=activation), [], lanes.forward
+    monkeypatch.setattr(lanes, "forward", lambda *arguments: calls.append(1) or forward(*arguments))
+    zoos = [fresh, trained(fresh, (x, y))]
+    compiled = [(evaluation.report(zoo, (x, y)), evaluation.logits(zoo, x)) for zoo in zoos]
+    assert len(calls) == 4
+    monkeypatch.setattr(engines, "choose", lambda *_: "stacked")
+    for zoo, (ours, logits) in zip(zoos, compiled, strict=True):
+        plain = evaluation.report(zoo, (x, y))
+        torch.testing.assert_close(logits, evaluation.logits(zoo, x), rtol=1e-5, atol=1e-5)
+        assert (ours.accuracy == plain.accuracy).all()
+        assert ours.loss == pytest.approx(plain.loss, rel=1e-5, abs=1e-6)
+        assert ours.brier == pytest.approx(plain.brier, rel=1e-5, abs=1e-6)
+    assert len(calls) == 4
+
+
+def test_blocks_hold_no_more_logits_than_they_may_and_all_of_them_once(split, monkeypatch):
+    monkeypatch.setattr(blocks, "ACTIVATIONS", 1000)
+    zoo, x = mixed(), split[0]
+    seen = np.zeros((len(zoo), len(x)), int)
+    for members, here, logits in blocks.blocks(zoo, x):
+        assert logits.numel() <= 1000
+        seen[members, here] += 1
+    assert (seen == 1).all()
+
+
+def test_a_zoo_without_the_biases_of_a_cnn_is_scored_as_if_they_were_zero(split):
+    build = {"activation": "relu"}
+    whole = make("cnn-tiny", 3, **build)
+    without = make("cnn-tiny", 3, layout=Layout.of(whole.template(), ("weight",)), **build)
+    state = whole.layout.unflatten(whole.weights.clone())
+    zero = whole.derived(whole.layout.flatten({n: t * (not n.endswith("bias")) for n, t in state.items()}))
+    a, b = evaluation.logits(without, split[0]), evaluation.logits(zero, split[0])
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_brier_calibration_and_classes_are_those_of_the_plain_formulas(split):
@@ -134,6 +187,9 @@ def test_a_report_says_what_does_not_fit(split):
     weights[1] = 1e38
     with pytest.raises(ValueError, match="network 1 of the zoo"):
         evaluation.report(zoo.derived(weights), split)
+    zoo = make("cnn-tiny", 3, activation="relu")
+    with pytest.raises(ValueError, match="network 2 of the zoo"):
+        evaluation.report(zoo.derived(zoo.weights * torch.tensor([[1.0], [1.0], [1e20]])), split)
 
 
 def test_recalibration_is_torchs_own_cumulative_pass(digits):

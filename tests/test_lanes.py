@@ -8,7 +8,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 pytest.importorskip("numba", reason="numba is not installed (extra `fast`)")
 
-from wsnotebook.engines import lanes
+from wsnotebook.engines import lanes, stacked
+from wsnotebook.engines.vectors import WIDTH
+from wsnotebook.layout import Layout
 
 CLASSES = 5
 
@@ -149,6 +151,45 @@ def test_scores_and_logits_are_torchs(network):
         torch.testing.assert_close(logits[i], wanted, rtol=0, atol=1e-5)
         assert float(accuracy[i]) == pytest.approx(100 * float((logits[i].argmax(1) == y).double().mean()))
         assert float(loss[i]) == pytest.approx(float(F.cross_entropy(wanted.double(), y)), abs=1e-6)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (7, 13), (17, 2 * WIDTH)])
+def test_the_forward_pass_is_that_of_the_stacked_engine(network, activation, k, n):
+    build, shape = NETWORKS[network]
+    weights, (x, _) = 2 * rows_of(lambda: build(activation), k), images(shape, n)
+    template = build(activation).eval()
+    with torch.no_grad():
+        wanted = stacked.forward(template, Layout.of(template).unflatten(weights), x)
+    torch.testing.assert_close(lanes.forward(template, weights, x), wanted, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.GELU])
+def test_the_forward_pass_is_finite_where_the_stacked_engine_is(network, activation):
+    build, shape = NETWORKS[network]
+    weights, (x, _) = rows_of(lambda: build(activation), 6), images(shape, 9)
+    weights[0] *= 1e20
+    weights[1, 3], weights[2, -1], weights[3, 30], weights[4, 3] = math.nan, math.inf, -math.inf, 1e38
+    template = build(activation).eval()
+    with torch.no_grad():
+        wanted = stacked.forward(template, Layout.of(template).unflatten(weights), x).isfinite()
+    assert wanted.any()
+    assert not wanted.all()
+    assert torch.equal(lanes.forward(template, weights, x).isfinite(), wanted)
+
+
+def test_threads_share_the_images_and_change_nothing():
+    build, shape = NETWORKS["odd"]
+    weights, (x, _), threads = rows_of(build, 3), images(shape, 5 * WIDTH + 3), torch.get_num_threads()
+    logits = []
+    for count in (1, 2, 3, 16):
+        torch.set_num_threads(count)
+        logits.append(lanes.forward(build(), weights, x))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(logits[0], other) for other in logits)
+    assert lanes.forward(build(), weights, x[:0]).shape == (3, 0, CLASSES)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

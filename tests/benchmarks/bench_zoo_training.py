@@ -4,17 +4,22 @@ One thread, one process, CPU time, medians over alternating repeats, compiled be
 write: nn.Module, torch.optim.Adam, cross-entropy, tensors in memory, minibatches by index. Both take the same steps
 from the same weights; a row is refused when most of the networks do not end at the same ones. (One or two may not:
 where two maxima of a pool cell are within rounding, float32 and float64 also part.)
+The last rows: `evaluation.report` of a whole zoo by the stacked engine, in the loop's place, and by the compiled one.
 """
 
 import statistics
 import sys
 import time
+from unittest import mock
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
-from wsnotebook import engines, networks
+from wsnotebook import engines, evaluation, networks
+from wsnotebook.layout import Layout
+from wsnotebook.zoo.value import Zoo
 
 K, ROWS, LR = 16, 2000, 1e-3
 SHAPES = {
@@ -100,6 +105,30 @@ def scoring(engine: str, name: str, repeats: int = 7) -> None:
     report(f"{name}, scoring ({engine})", slow * 1e6 / ROWS / K, fast * 1e6 / ROWS / K, "us a model-image", error)
 
 
+def reporting(name: str, activation: str, n: int = 128, repeats: int = 3) -> None:
+    """A row: microseconds a model-image of `evaluation.report`, stacked beside compiled."""
+    modules = [networks.build(name, seed=seed, activation=activation) for seed in range(n)]
+    layout = Layout.of(modules[0])
+    weights = torch.stack([layout.flatten(module.state_dict()) for module in modules]).detach()
+    zoo = Zoo(weights, layout, {"activation": np.full(n, activation)}, name, {})
+    x = torch.randn(ROWS, *SHAPES[name], generator=torch.Generator().manual_seed(0))
+    split = x, torch.arange(ROWS) % 10
+
+    def stacked(compute, *arguments):
+        with mock.patch.object(engines, "choose", return_value="stacked"):
+            return compute(*arguments)
+
+    slow, fast = alternating(
+        [lambda: stacked(evaluation.report, zoo, split), lambda: evaluation.report(zoo, split)], repeats
+    )
+    error = float((stacked(evaluation.logits, zoo, x[:200]) - evaluation.logits(zoo, x[:200])).abs().max())
+    if error > TOLERANCE["lanes"]:
+        sys.exit(f"{name}: the logits differ by {error:.1e}")
+    report(
+        f"{name}, {activation}, report of {n}", slow * 1e6 / ROWS / n, fast * 1e6 / ROWS / n, "us a model-image", error
+    )
+
+
 def report(row: str, slow: float, fast: float, unit: str, error: float) -> None:
     print(f"{row:<44}{slow:>12.3f}{fast:>12.4f}{slow / fast:>8.1f}x  {unit:<18}{error:.1e}", flush=True)
 
@@ -118,6 +147,8 @@ def main() -> None:
     training("lanes", "cnn-tiny", 10, steps=20)
     for name in ("cnn-small", "cnn-large"):
         scoring("lanes", name)
+    for name, activation in (("cnn-small", "tanh"), ("cnn-small", "gelu"), ("cnn-tiny", "tanh")):
+        reporting(name, activation)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The compiled passes of `lanes`: images forward, gradients back, the optimisers' update (numba, the `fast` extra).
+"""The compiled training of `lanes`: images forward, gradients back, the optimisers' update (numba, the `fast` extra).
 
 The SIMD lanes hold a layer's channels. Activations lie channels last, (positions, channels) padded to whole vectors,
 every layer's in one row, and a table says where. Forward, a vector is 8 output channels and a tile is 8 positions;
@@ -159,7 +159,7 @@ def _clamp(x, bound):
 
 
 @njit(fastmath=CAREFUL, error_model="numpy")
-def _activate(a, slope, kind):
+def activate(a, slope, kind):
     """a = activation(a) and slope = its derivative there."""
     if kind == IDENTITY:
         for i in range(a.size):
@@ -224,7 +224,7 @@ def _drop(a, slope, p, key):
 
 @njit(error_model="numpy")
 def _forward(net, model, image, p, key):
-    """An image through a model: fills the scratch rows a, slope and where. p: of dropout; 0 when evaluating."""
+    """An image through a model: fills the scratch rows a, slope and where. p: of dropout."""
     a, slope = net.a, net.slope
     a[: image.size] = image
     for l in range(net.layers.size):
@@ -232,7 +232,7 @@ def _forward(net, model, image, p, key):
         _outputs(net, model, layer)
         start = layer.target
         stop = start + layer.positions * layer.padded
-        _activate(a[start:stop], slope[start:stop], layer.activation)
+        activate(a[start:stop], slope[start:stop], layer.activation)
         if layer.dropout and p > 0:
             _drop(a[start:stop], slope[start:stop], p, _mix(key + u64(l)))
 
@@ -374,14 +374,3 @@ def train(net, m, v, optimiser, lr, decay, dropout, seeds, images, labels, rows,
                 _update(optimiser, *part, rate, decay[model], step + s + 1)
             for j in range(net.order.size):
                 net.kernels[model, j] = weights[net.order[j]]
-
-
-@njit(cache=True, error_model="numpy")
-def evaluate(net, images, logits):
-    """Fill logits (k, n, classes) for images (n, channels, pixels); no dropout."""
-    last, image = net.layers[net.layers.size - 1], np.empty(images.shape[1] * images.shape[2], f32)
-    for i in range(len(images)):
-        _gather(images, i, image)
-        for model in range(len(logits)):
-            _forward(net, model, image, 0.0, u64(0))
-            logits[model, i] = net.a[last.target : last.target + last.channels]

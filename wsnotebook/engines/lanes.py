@@ -1,10 +1,14 @@
 """Training and evaluating many small CNNs of one architecture quickly on a CPU (numba, the `fast` extra).
 
 What a framework spends on a network of a few thousand weights is overhead: here an image goes through a whole
-network, and back, within the first cache level. `lane_kernels` has the passes; this file lays a network out for them.
+network, and back, within the first cache level. `lane_kernels` has the passes of training and `lane_forward` that of
+scoring; this file lays a network out for them.
 """
 
+import math
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsnotebook.engines import lane_forward
 from wsnotebook.engines import lane_kernels as kernels
 from wsnotebook.engines.lane_kernels import CHUNKS, LAYER, PAIRS, WIDTH
 
@@ -93,6 +98,48 @@ def _exact(activation: nn.Module) -> bool:
     return getattr(activation, "approximate", "none") == "none"
 
 
+def sizes(network: nn.Sequential, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(channels, height, width) of images, and of every stage's output for them.
+
+    Raises ValueError when network and images do not fit, naming the layer.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"x: shape (n, {', '.join(map(str, shape))}), expected (n, c, h, w)")
+    found = [tuple(shape)]
+    for affine, pooled, *_ in stages(network):
+        (c, h, w), linear, cell = found[-1], isinstance(affine, nn.Linear), 2 if pooled else 1
+        kh, kw = (h, w) if linear else affine.kernel_size
+        oh, ow = (h - kh + 1) // cell, (w - kw + 1) // cell
+        if (c * h * w != affine.in_features if linear else c != affine.in_channels) or min(oh, ow) < 1:
+            raise ValueError(f"{affine}: for images {tuple(shape)} its input is {(c, h, w)}, which does not fit")
+        found.append((len(affine.weight), oh, ow))
+    return found
+
+
+def forward(network: nn.Sequential, weights: Tensor, x: Tensor) -> Tensor:
+    """Logits (k, n, classes) of k networks on images x (n, c, h, w), in evaluation mode; torch's threads share them.
+
+    network: the template, as `stages` takes it; weights (k, d) float32, rows in state-dict order.
+    Raises ValueError when network and images do not fit.
+    """
+    shapes, layers, weight = sizes(network, x.shape[1:]), [], 0
+    for (affine, pooled, activation, _), shape in zip(stages(network), shapes, strict=False):
+        size = 0 if isinstance(affine, nn.Linear) else affine.kernel_size[0]
+        layers.append((*shape, len(affine.weight), size, pooled, activation, weight))
+        weight += affine.weight.numel() + affine.bias.numel()
+    layers, length, n = np.array(layers, lane_forward.STAGE), sum(map(math.prod, shapes)), len(x)
+    rows, images = weights.float().contiguous().numpy(), x.detach().float().flatten(1).contiguous().numpy()
+    logits = torch.empty(len(weights), n, shapes[-1][0])
+    each = WIDTH * (n // (WIDTH * torch.get_num_threads()) + 1)  # images of a thread
+
+    def evaluate(start: int) -> None:
+        lane_forward.evaluate(layers, rows, images, start, min(start + each, n), length, logits.numpy())
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(evaluate, range(0, n, each)))
+    return logits
+
+
 class Plan(NamedTuple):
     """Where everything of an architecture lies; the tables are explained in `lane_kernels`."""
 
@@ -115,23 +162,20 @@ def _whole(n: int, unit: int) -> int:
 def plan(network: nn.Sequential, shape: tuple[int, ...], frozen: Collection[str]) -> Plan:
     """Lay a network out for images of a shape (c, h, w); frozen: names of the parameters that are not learned.
 
-    Raises ValueError when network and images do not fit, naming the layer.
+    Raises ValueError as `sizes` does.
     """
-    (c, h, w), stride = shape, shape[0]  # an input's sizes, and the floats between two neighbouring positions
-    source, target, length = 0, _whole(c * h * w, WIDTH), 0
+    shapes, stride = sizes(network, shape), shape[0]  # the floats between two neighbouring positions of an input
+    source, target, length = 0, _whole(math.prod(shape), WIDTH), 0
     layers, place, tables = [], [], {name: [] for name in ("line", "pair", "slot", "chunk", "kernel")}
     where = [np.zeros(target)]
     learns = np.array([name not in frozen for name, _ in network.named_parameters()])  # weight, bias, weight, ...
-    for (affine, pooled, activation, dropout), own in zip(stages(network), learns.reshape(-1, 2), strict=True):
+    found = zip(stages(network), learns.reshape(-1, 2), pairwise(shapes), strict=True)
+    for (affine, pooled, activation, dropout), own, ((c, h, w), (out, oh, ow)) in found:
         linear = isinstance(affine, nn.Linear)
         if linear and h == w == 1:
             c, w, stride = 1, c, 1
-        out, wanted = len(affine.weight), affine.in_features if linear else affine.in_channels
         kh, kw = (h, w) if linear else affine.kernel_size
-        cell = 2 if pooled else 1
-        oh, ow, padded = (h - kh + 1) // cell, (w - kw + 1) // cell, _whole(out, WIDTH)
-        if wanted != (c * h * w if linear else c) or min(oh, ow) < 1:
-            raise ValueError(f"{affine}: for images {tuple(shape)} its input is {(c, h, w)}, which does not fit")
+        cell, padded = 2 if pooled else 1, _whole(out, WIDTH)
 
         # Pairs of windows side by side; of a pool cell, the two pairs in a row of the table.
         i, j, half = np.ogrid[:oh, : (ow if pooled else _whole(ow, 2) // 2), :cell]
@@ -167,7 +211,7 @@ def plan(network: nn.Sequential, shape: tuple[int, ...], frozen: Collection[str]
         corner = (np.arange(oh)[:, None] * w + np.arange(ow)) * stride  # without pooling
         where += [corner.repeat(padded), np.zeros(padded)]  # room for half a pair too many
         source, target, length = target, target + (oh * ow + 1) * padded, bias + padded
-        c, h, w, stride = out, oh, ow, padded
+        stride = padded
 
     where.append(np.zeros(max(layer[LAYER.names.index("stride")] for layer in layers) + WIDTH))
     line, pair, slot, chunk, order = (np.concatenate(table).astype(np.int64) for table in tables.values())
@@ -253,10 +297,7 @@ class LaneEngine:
 
     def logits(self, x: Tensor) -> Tensor:
         """Images (n, c, h, w) -> (k, n, classes), without dropout."""
-        images = self._images(x)
-        logits = np.empty((len(self.start), len(x), self.net.layers[-1]["channels"]), np.float32)
-        kernels.evaluate(self.net, images, logits)
-        return torch.from_numpy(logits)
+        return forward(self.network, self.weights, x)
 
     def score(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Accuracy in % and mean cross-entropy in nats of each model, (k,) float64, without dropout."""
@@ -270,8 +311,8 @@ class LaneEngine:
     def _images(self, x: Tensor) -> np.ndarray:
         """(n, c, h, w) -> (n, c, h w); the first images tell how everything is laid out."""
         shape = tuple(x.shape[1:])
-        if x.ndim != 4 or self.shape not in (None, shape):
-            raise ValueError(f"x: shape {tuple(x.shape)}, expected (n, c, h, w) = (n, {self.shape or '..'})")
+        if self.shape not in (None, shape):
+            raise ValueError(f"x: shape {tuple(x.shape)}, expected (n, c, h, w) = (n, {self.shape})")
         if self.shape is None:
             self._lay_out(shape)
         return x.detach().float().contiguous().flatten(2).numpy()

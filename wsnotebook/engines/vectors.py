@@ -1,7 +1,7 @@
 """A vector of floats as a numba type: a compiler turns a plain loop into vectors only where the loop is innermost.
 
 A convolution's sums should stay in registers over several loops, so here they are said outright. Indices are not
-checked, and arrays are contiguous. (numba keeps compiled code by its file: touch `lane_kernels` after an edit here.)
+checked, and arrays are contiguous. (numba keeps compiled code by its file: after an edit here, touch its users.)
 """
 
 from llvmlite import ir

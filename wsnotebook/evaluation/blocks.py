@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from wsnotebook import engines
 from wsnotebook.engines import stacked
+from wsnotebook.layout import Layout
 
 if TYPE_CHECKING:  # the zoo's own training imports evaluation
     from wsnotebook.zoo.value import Zoo
@@ -28,25 +31,31 @@ def blocks(zoo: Zoo, x: Tensor) -> Iterator[tuple[np.ndarray, slice, Tensor]]:
     """
     for template, members in zoo.groups():
         template = template.to(x.device)
-        widest = _widest(template, x[:1])
+        compiled = engines.choose(template, x.device.type) == "lanes" and zoo.layout == Layout.of(template)
+        widest = template(x[:1]).numel() if compiled else _widest(template, x[:1])  # compiled, only logits are held
         rows = max(1, min(ROWS, ACTIVATIONS // widest, len(x)))
         k = max(1, min(ACTIVATIONS // (rows * widest), WEIGHTS // zoo.layout.d))
         for part in np.array_split(members, -(-len(members) // k)):
-            states = zoo.layout.unflatten(zoo.weights[torch.from_numpy(part)].to(x.device))
-            states = {name: tensor.contiguous() for name, tensor in states.items()}
+            weights = zoo.weights[torch.from_numpy(part)].to(x.device)
+            forward = _forward(template, zoo.layout, weights, compiled)
             for start in range(0, len(x), rows):
                 here = slice(start, start + rows)
-                logits = _logits(template, states, x[here])
+                logits = forward(x[here])
                 _check(logits, part)
                 yield part, here, logits
 
 
-def _logits(network: nn.Module, states: dict[str, Tensor], x: Tensor) -> Tensor:
-    """(k, b, classes): of flat networks all at once; of others one by one, which was quicker than vmap on a CPU."""
+def _forward(network: nn.Module, layout: Layout, weights: Tensor, compiled: bool) -> Callable[[Tensor], Tensor]:
+    """From rows (b, ...) to the logits (k, b, classes) of k networks, with weights (k, d)."""
+    if compiled:
+        from wsnotebook.engines import lanes  # needs numba
+
+        return partial(lanes.forward, network, weights)
+    states = {name: tensor.contiguous() for name, tensor in layout.unflatten(weights).items()}
     if stacked.supports(network):
-        return stacked.forward(network, states, x)
+        return partial(stacked.forward, network, states)
     each = [dict(zip(states, tensors, strict=True)) for tensors in zip(*states.values(), strict=True)]
-    return torch.stack([functional_call(network, state, (x,)) for state in each])
+    return lambda x: torch.stack([functional_call(network, state, (x,)) for state in each])  # vmap is slower on a CPU
 
 
 @torch.no_grad()
