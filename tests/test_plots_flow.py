@@ -131,3 +131,14 @@ def test_transfers_draw_each_arms_means_and_intervals():
     assert (steps.get_xlabel(), figure.axes[0].get_xlabel()) == ("steps", "epochs")
     with pytest.raises(ValueError, match="panels is empty"):
         plots.transfers({})
+
+
+def test_an_arm_looks_the_same_in_every_panel_and_is_in_the_legend_once():
+    two = np.array([[10.0, 12.0]])
+    left = Transfer("other", (0,), (), "keep", {}, {"a": two, "b": two, "c": two}, {})
+    right = Transfer("other", (0,), (), "keep", {}, {"c": two, "d": two}, {})
+    figure = plots.transfers({"left": left, "right": right})
+    looks = [{line.get_label(): (line.get_color(), line.get_marker()) for line in axes.lines} for axes in figure.axes]
+    assert looks[0]["c"] == looks[1]["c"]
+    assert len({*looks[0].values(), *looks[1].values()}) == 4
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c", "d"]

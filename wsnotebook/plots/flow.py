@@ -142,17 +142,20 @@ def transfers(panels: Mapping) -> Figure:
     """
     if not panels:
         raise ValueError("panels is empty: pass {title: transfer(...)}")
+    arms = dict.fromkeys(arm for found in panels.values() for arm in found.test)
+    looks, lines = dict(zip(arms, cycle(LOOKS), strict=False)), {}
     figure = Figure(figsize=(7, 3.6))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (title, found) in zip(axes, panels.items(), strict=True):
         places, names = np.arange(len(found.epochs)), found.steps or found.epochs
-        for (arm, values), (colour, marker) in zip(found.test.items(), cycle(LOOKS), strict=False):
+        for arm, values in found.test.items():
+            colour, marker = looks[arm]
             middle, half = np.array([interval(epoch.tolist()) for epoch in values]).T
-            ax.plot(places, middle, color=colour, marker=marker, ms=5, lw=1.6, label=arm)
+            (lines[arm],) = ax.plot(places, middle, color=colour, marker=marker, ms=5, lw=1.6, label=arm)
             ax.fill_between(places, middle - half, middle + half, color=colour, alpha=0.2, lw=0)
         ax.set(title=title, xlabel="steps" if found.steps else "epochs", xticks=places, xticklabels=names)
     axes[0].set(ylabel="test accuracy (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=3)
     figure.suptitle("Accuracy over further training, by what the networks start as", x=0.01, ha="left")
     return figure
 
