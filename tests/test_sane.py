@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from wsnotebook import evaluation, networks, training, zoo
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.methods import sane_training
-from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded, stretches
+from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded, linear_path, moments, stretches
 from wsnotebook.methods.layer_pca import LayerPCA, layer_pca
 from wsnotebook.methods.properties import weight_statistics
 from wsnotebook.methods.sane import Config, preset, train
-from wsnotebook.methods.tokens import tokens
+from wsnotebook.methods.tokens import standardise, tokens
 
 SMALL = Config(
     z=6,
@@ -79,12 +79,14 @@ def plain(stack, h):
 
 
 @pytest.mark.parametrize("options", [{}, {"width": 7}, {"pack": 3, "width": 80}])
-@pytest.mark.parametrize(("linear", "facts"), [(True, 0), (False, 0), (False, 4)])
+@pytest.mark.parametrize(("linear", "facts"), [(True, 0), (True, 4), (False, 0), (False, 4)])
 def test_real_columns_alone_give_what_padded_tokens_do(nets, options, linear, facts):
     of = tokens(nets.layout, **options)
-    pca = layer_pca(nets, 5, of)
+    standardised = standardise(nets, of)
+    path = linear_path(standardised, standardised.encode(nets.weights), 5, facts > 0)
+    pca = LayerPCA(standardised, *path[:2])
     torch.manual_seed(0)
-    network = Autoencoder(of.width, 3, 24, 2, 2, 5, (pca.means, pca.bases) if linear else None, facts)
+    network = Autoencoder(of.width, 3, 24, 2, 2, 5, path if linear else None, facts)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.3)
     start, stop = 3, len(of) - 2
@@ -98,17 +100,18 @@ def test_real_columns_alone_give_what_padded_tokens_do(nets, options, linear, fa
 
     network = network.double()
     positions = network.positions(of.positions[start:stop])
-    read, told = dense @ network.read + positions, torch.zeros(len(nets), w, 15, dtype=torch.float64)
+    read, told = dense @ network.read + positions, []
     if facts:
-        maps = (positions @ network.moments_to_z.weight.T).view(w, 6, 5)
         for place, at in enumerate(range(start, stop)):
             (block,) = (block for block in of.blocks if at in block.tokens)
             rows = dense[:, place, : block.columns].unflatten(1, (block.rows, -1))
             size = rows.square().mean(2)
             parts = [rows.mean(2), rows.abs().mean(2), size, (size + 1e-6).log(), rows.amin(2), rows.amax(2)]
             read[:, place] += torch.stack(parts, 2).flatten(1) @ network.sense[: 6 * block.rows]
-            told[:, place, : 5 * block.rows] = (torch.stack(parts, 2) @ maps[place]).flatten(1)
-    own = plain(network.encoder, read) @ network.to_z.T + told  # (n, w, 3 rows x 5)
+            if linear:
+                own = path[2][of.blocks.index(block)]
+                told += [(torch.stack(parts, 2) - own.mean) @ own.basis.double()]
+    own = plain(network.encoder, read) @ network.to_z.T  # (n, w, 3 rows x 5)
     counts = [block.rows for at in range(start, stop) for block in of.blocks if at in block.tokens]
     expected = torch.cat([own[:, at, : 5 * rows].unflatten(1, (rows, 5)) for at, rows in enumerate(counts)], 1)
     if linear:
@@ -125,6 +128,8 @@ def test_real_columns_alone_give_what_padded_tokens_do(nets, options, linear, fa
         lossless = numbers < 5
         expected *= torch.arange(5) >= torch.where(lossless, numbers, 4)[:, None]  # the encoder's own
         expected += pca.embed(nets)[:, here]
+        if told:
+            expected += torch.cat(told, 1)
     first = int(of.first_row[start])
     torch.testing.assert_close(z.double(), expected[:, window.rows - first], atol=1e-4, rtol=1e-4)
 
@@ -312,9 +317,9 @@ def test_long_gradients_are_cut(nets):
 
 
 def test_an_untrained_linear_path_is_per_layer_pca(nets):
-    result = train(nets, replace(SMALL, iterations=0))
+    result = train(nets, replace(SMALL, iterations=0, delta=0.0))
     kept, held_out = nets.split((0.9, 0.1), SMALL.seed)
-    pca = LayerPCA(result.standardised, *result.network.linear)
+    pca = LayerPCA(result.standardised, *result.network.linear[:2])
     for own, whole in zip(pca.bases, layer_pca(kept, SMALL.z).bases, strict=True):
         torch.testing.assert_close(own[:, : SMALL.z - 1], whole[:, : SMALL.z - 1])
     torch.testing.assert_close(result.embed(nets), pca.embed(nets), atol=1e-5, rtol=1e-5)
@@ -323,6 +328,26 @@ def test_an_untrained_linear_path_is_per_layer_pca(nets):
     entries = pca.standardised.encode
     error = (entries(theirs) - entries(held_out.weights)).square().mean()
     assert result.history["validation_loss"][0] == pytest.approx(float(error), rel=1e-4)
+
+
+def test_moments_go_where_components_leave_room_and_the_mean_latent_has_them(nets):
+    model = train(nets, replace(SMALL, z=48, iterations=0))
+    of, (_, bases, told) = model.tokens, model.network.linear
+    entries = model.standardised.encode(nets.weights)
+    seen = []
+    for block, basis, own in zip(of.blocks, bases, told, strict=True):
+        assert ((basis != 0).any(0) & (own.basis != 0).any(0)).sum() == 0
+        seen.append(moments(block.of(entries)).mean(1) @ own.basis)
+    seen = torch.cat(seen, 1).double()
+    seen = (seen - seen.mean(0))[:, seen.std(0) > 1e-6]
+    z = model.mean(nets).double()
+    z = torch.cat([z, torch.ones(len(z), 1)], 1)
+    left = seen - z @ torch.linalg.lstsq(z, seen).solution
+    pca = layer_pca(nets, 48).mean(nets).double()
+    pca = torch.cat([pca, torch.ones(len(z), 1)], 1)
+    without = seen - pca @ torch.linalg.lstsq(pca, seen).solution
+    assert left.var() < 0.1 * seen.var()
+    assert left.var() < 0.3 * without.var()
 
 
 def test_training_comes_closer_than_where_it_started(nets, trained):
@@ -344,7 +369,7 @@ def test_every_row_leaves_latents_to_the_encoder(nets):
     assert (free.sum(1) >= 2).all()
     torch.nn.init.normal_(run.network.to_z)
     moved = run.network.encode(run.entries, window)
-    straight = LayerPCA(run.standardised, *run.network.linear).embed(run.standardised.zoo(run.entries))
+    straight = LayerPCA(run.standardised, *run.network.linear[:2]).embed(run.standardised.zoo(run.entries))
     straight = straight[:, window.rows]
     torch.testing.assert_close(moved * (1 - free), straight * (1 - free), atol=1e-4, rtol=1e-4)
     assert (moved - straight)[:, free.bool()].abs().min() > 0

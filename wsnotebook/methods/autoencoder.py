@@ -4,8 +4,8 @@ Schuerholt et al. 2024: pre-norm blocks without biases (GPT-2's, not causal), th
 do differently: positions are waves, so they fit any length; the head pools over rows, so it takes any window; a token
 of several rows has latents for each of them; and around both transformers goes a linear path, per-layer PCA there and
 back (`LayerPCA`), which they correct where it loses something: a row of fewer than z numbers comes back as it was, and
-the encoder has the rest of its latents to itself; of a longer row's it has an eighth. What these are to tell (s(W)) has
-such a path too: from a row's moments, by a map that depends on its place.
+the encoder has the rest of its latents to itself; of a longer row's it has an eighth. What the mean latent is to tell
+(s(W)) has such a path too: principal components of the rows' moments go to latents that are free.
 
 Tokens come as their real numbers alone, block by block (`tokens.Window`). A padded token (width,) times a matrix
 (width, dim) is its real columns times the matrix's first rows: that is what is computed, so no padding is carried, nor
@@ -14,6 +14,7 @@ attended to. Attention does not mind the order of tokens; their positions say it
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,15 @@ INIT = 0.02  # standard deviation of initial weights
 WAVES = 10_000.0  # the longest wave of a position, in units of 2 pi places
 MOMENTS = 6  # of a row, that the encoder is given beside its numbers
 HEAD = 30  # width of the projection head
+WHITE = 1e-4  # share of the largest variance below which a principal component of moments counts less
+LOUD = 3.0  # size of a moment's principal component in the mean latent, times the number of layers
 HIDDEN = 2**22  # numbers in a transformer's hidden layer that are worked on at once
 
 
 class Autoencoder(nn.Module):
     """Windows' entries (n, f) -> latents (n, r, z) -> entries (n, f), all block by block.
 
-    width: of a token; rows: that share a token, at most. linear: (means, bases), as of `linear_path`,
+    width: of a token; rows: that share a token, at most. linear: (means, bases, told), as of `linear_path`,
     which is added on both ways (the transformers start by adding nothing); None: no such path, as in the paper.
     facts: how many numbers the mean latent is to tell, linearly; the encoder then also sees the moments of each row.
     """
@@ -57,7 +60,6 @@ class Autoencoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(z, HEAD), nn.LayerNorm(HEAD), nn.GELU(), nn.Linear(HEAD, HEAD))
         self.facts = nn.Linear(z, facts) if facts else None
         self.sense = nn.Parameter(INIT * torch.randn(rows * MOMENTS, dim)) if facts else None
-        self.moments_to_z = linear_map(dim, MOMENTS * z, 0.0) if facts else None
         if linear is not None:
             nn.init.zeros_(self.to_z)
             nn.init.zeros_(self.write)
@@ -70,19 +72,18 @@ class Autoencoder(nn.Module):
         if self.sense is not None:
             seen = [moments(own.unflatten(1, (p.tokens, p.rows, -1))) for own, p in zip(tokens, parts, strict=True)]
             h = [one + own.flatten(2) @ self.sense[: own[0, 0].numel()] for one, own in zip(h, seen, strict=True)]
-        places = self.positions(window.positions)
-        h = self.encoder(torch.cat(h, 1) + places).split([p.tokens for p in parts], 1)
+        h = self.encoder(torch.cat(h, 1) + self.positions(window.positions)).split([p.tokens for p in parts], 1)
         z = [(own @ self.to_z[: p.rows * self.z].T).flatten(1) for own, p in zip(h, parts, strict=True)]
-        if self.moments_to_z is not None:
-            maps = self.moments_to_z(places).unflatten(1, (MOMENTS, self.z))  # (w, 6, z)
-            maps = maps.split([p.tokens for p in parts])
-            z = [one + (own @ m).flatten(1) for one, own, m in zip(z, seen, maps, strict=True)]
         z = torch.cat(z, 1).unflatten(1, (-1, self.z))
         if self.linear is None:
             return z
-        means, bases = self.linear
+        means, bases, told = self.linear
         rows = [own.unflatten(1, (p.tokens * p.rows, -1)) for own, p in zip(tokens, parts, strict=True)]
         straight = [(own - means[p.block]) @ bases[p.block] for own, p in zip(rows, parts, strict=True)]
+        if told:
+            straight = [
+                one + told[p.block](own.flatten(1, 2)) for one, own, p in zip(straight, seen, parts, strict=True)
+            ]
         return z * self._free(window) + torch.cat(straight, 1)
 
     def decode(self, z: Tensor, window: Window) -> Tensor:
@@ -97,7 +98,7 @@ class Autoencoder(nn.Module):
         x = [(own @ self.write[: p.columns].T).flatten(1) for own, p in zip(h, parts, strict=True)]
         if self.linear is None:
             return torch.cat(x, 1)
-        means, bases = self.linear
+        means, bases, _ = self.linear
         straight = [(own @ bases[p.block].T + means[p.block]).flatten(1) for own, p in zip(rows, parts, strict=True)]
         x = [b if self._lossless(p) else a + b for a, b, p in zip(x, straight, parts, strict=True)]
         return torch.cat(x, 1)
@@ -124,11 +125,49 @@ class Autoencoder(nn.Module):
         return self.facts(z.mean(1))
 
 
-def linear_path(standardised: Standardised, entries: Tensor, z: int) -> tuple[tuple, tuple]:
-    """(means, bases) of a per-layer PCA of networks, entries (n, e), that leaves the encoder latents of every row."""
+def linear_path(standardised: Standardised, entries: Tensor, z: int, tell: bool) -> tuple[tuple, tuple, tuple]:
+    """(means, bases, told) by networks, entries (n, e): a per-layer PCA that leaves the encoder latents of every row.
+
+    told: what is added to them of each block's rows, `Told` of their moments; empty if not to tell.
+    """
     means, bases = components(standardised, entries, z)
     taken = torch.arange(z) < straight(z)
-    return means, tuple(basis if len(basis) < z else basis * taken for basis in bases)
+    bases = tuple(basis if len(basis) < z else basis * taken for basis in bases)
+    return means, bases, _told(standardised, entries, bases) if tell else ()
+
+
+class Told(NamedTuple):
+    """A map of a row's moments (..., MOMENTS) to latents (..., z) that PCA leaves free in this layer."""
+
+    mean: Tensor  # (MOMENTS,)
+    basis: Tensor  # (MOMENTS, z)
+
+    def __call__(self, seen: Tensor) -> Tensor:
+        return (seen - self.mean) @ self.basis
+
+
+def _told(standardised: Standardised, entries: Tensor, bases: tuple[Tensor, ...]) -> tuple[Told, ...]:
+    """Principal components of the moments of each block, a network's mean of its rows being one point.
+
+    They go where no component of the block's own goes, and few of other blocks', so that a mean over all rows keeps
+    them apart; LOUD times as large there as one of other rows.
+    """
+    blocks = standardised.tokens.blocks
+    counts = [len(block.tokens) * block.rows for block in blocks]
+    taken = torch.stack([(basis != 0).any(0) for basis in bases])  # (blocks, z)
+    crowd = (taken * torch.tensor(counts)[:, None]).sum(0) / sum(counts)  # (z,) of all rows, those with something there
+    told = [None] * len(blocks)
+    for b in taken.sum(1).argsort(descending=True).tolist():  # those with least room first
+        own = moments(blocks[b].of(entries)).mean(1).double()  # (n, MOMENTS)
+        mean = own.mean(0)
+        values, vectors = torch.linalg.eigh((own - mean).T @ (own - mean) / len(own))
+        whitened = (vectors / (values + WHITE * values[-1]).clamp(min=WHITE).sqrt()).flip(1)
+        place = (crowd + len(blocks) * taken[b]).argsort(stable=True)[: min(MOMENTS, int((~taken[b]).sum()))]
+        crowd[place] += 1
+        basis = torch.zeros(MOMENTS, len(crowd), dtype=own.dtype)
+        basis[:, place] = LOUD * sum(counts) / (len(blocks) * counts[b]) * whitened[:, : len(place)]
+        told[b] = Told(mean.float(), basis.float())
+    return tuple(told)
 
 
 def straight(z: int) -> int:

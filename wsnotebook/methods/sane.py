@@ -49,7 +49,7 @@ class Config:
     target: str = "clean"  # what is to be decoded: clean | noisy (the view itself, as in the public code)
     decode: str = "first"  # views that are decoded: first | both (as in the public code)
     gamma: float = 0.05  # share of the contrast in the loss
-    delta: float = 0.6  # share in the loss of what the mean latent tells of s(W); the paper has no such part
+    delta: float = 0.3  # share in the loss of what the mean latent tells of s(W); the paper has no such part
     temperature: float = 0.1  # of the contrast
     iterations: int = 1_000  # optimiser's steps
     batch: int = 64  # networks a step
@@ -170,7 +170,7 @@ class Sane:
         of = tokens(anchors.layout, self.tokens.width, statistics=old.statistics, pack=old.pack)
         standardised, network = standardise(anchors, of), copy.deepcopy(self.network)
         if network.linear is not None:
-            network.linear = linear_path(standardised, standardised.encode(anchors.weights), old.z)
+            network.linear = linear_path(standardised, standardised.encode(anchors.weights), old.z, old.delta > 0)
         return replace(self, standardised=standardised, network=network)
 
 

@@ -42,7 +42,7 @@ class Run:
         self.held_out = self.standardised.encode(held_out.weights[:PROBES])
         self.symmetry = _symmetry(zoo, x) if config.permute else None
         self.facts, self.fact_layers = self._statistics(zoo)  # (n, q), (q,)
-        linear = linear_path(self.standardised, self.entries, config.z) if config.linear else None
+        linear = linear_path(self.standardised, self.entries, config.z, config.delta > 0) if config.linear else None
         shape = config.dim, config.heads, config.blocks, config.z
         with epoch_randomness(config.seed, -1, self.entries.device):
             self.network = Autoencoder(of.width, config.pack, *shape, linear, self.facts.shape[1] * (config.delta > 0))
