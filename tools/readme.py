@@ -81,19 +81,23 @@ def flows() -> str:
 
 def embeddings() -> str:
     """The text between README's SANE marks: notebook 04's probes, and what its networks are worth."""
-    told, back, samples = (
+    told, by_mlp, back, samples = (
         json.loads((ROOT / f"figures/laptop/04_sane/{name}.json").read_text(encoding="utf-8"))["metrics"]
-        for name in ("properties", "reconstruction", "samples")
+        for name in ("properties", "mlp_probes", "reconstruction", "samples")
     )
+    told |= {features: found for features, found in by_mlp.items() if features.endswith("MLP")}
     text, targets = evaluation.mean_and_half_width, ("accuracy", "accuracy, last snapshots", "gap", "log step")
-    rows = [[f, *(text(found[target]["other r2"], 3) for target in targets)] for f, found in told.items()]
-    made = {name.partition(", ")[0]: values for name, *values in samples["rows"] if name.endswith(", kde 0.1")}
+    rows = [
+        [f, *(text(found[target]["other r2"], 3) if target in found else "" for target in targets)]
+        for f, found in told.items()
+    ]
+    made = {name.partition(", ")[0]: values for name, *values in samples["rows"] if name.endswith(", kde 0.05")}
     decoded = [
         [name, f"{accuracy:.1f}", *(f"{value:.1f}" for value in made.get(name, ())[:2])]
         for name, (_, accuracy) in back["rows"].items()
     ]
     decoded = [row + [""] * (4 - len(row)) for row in decoded]
-    heads = ["held-out networks, decoded (%)", "128 samples, bandwidth 0.1 (%)", "the best 16 on validation (%)"]
+    heads = ["held-out networks, decoded (%)", "128 samples, bandwidth 0.05 (%)", "the best 16 on validation (%)"]
     parts = ["**What weights tell** of networks set aside: R2", evaluation.markdown([*targets], rows)]
     return "\n\n".join([*parts, "**What latents decode to**: test accuracy", evaluation.markdown(heads, decoded)])
 
