@@ -47,6 +47,18 @@ def test_a_zoos_network_has_the_published_count_and_takes_its_example(name, chan
     assert network(networks.example(name, channels=channels)).shape == (1, 3 if name == "mlp-4-16-3" else 10)
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize(("hidden", "parameters"), [(1, 41), (3, 261), (5, 481)])
+def test_the_six_of_cornn_have_layers_of_ten_and_one_output(hidden, parameters, activation):
+    name = f"cornn-{hidden}-{activation}"
+    network = networks.build(name)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network(networks.example(name)).shape == (1, 1)
+    kinds = [type(module).__name__.lower() for module in network]
+    assert [kinds.count(kind) for kind in (activation, "linear", "flatten")] == [hidden, hidden + 1, 1]
+    assert len(kinds) == 2 * hidden + 2
+
+
 @pytest.mark.parametrize("init", networks.INITS)
 def test_an_init_has_its_spread_and_zero_biases(init):
     layer = networks.build("mlp-400-300-10", init=init).fc1
@@ -92,7 +104,9 @@ def test_the_seed_decides_the_weights_and_nothing_else_moves():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("name", ["lenet-5", "mlp-64", "mlp-64-0-10", "wrn-16-0", "resnet"])
+@pytest.mark.parametrize(
+    "name", ["lenet-5", "mlp-64", "mlp-64-0-10", "wrn-16-0", "resnet", "cornn-2-relu", "cornn-1-gelu"]
+)
 def test_unknown_names_list_the_known_ones(name):
     with pytest.raises(ValueError, match=f"unknown network '{name}'.*lenet-300-100"):
         networks.build(name)
@@ -110,6 +124,10 @@ def test_a_network_that_does_not_fit_the_data_says_so():
         networks.build_for(iris, "lenet-300-100")
     with pytest.raises(ValueError, match="has 10 outputs; iris has 3 classes"):
         networks.build_for(iris, "mlp-4-8-10")
+    sphere = datasets.load("cornn-sphere")
+    assert networks.build_for(sphere, "cornn-3-tanh")(sphere.train[0]).shape == (3000, 1)
+    with pytest.raises(ValueError, match="has 3 outputs; cornn-sphere has 1 target"):
+        networks.build_for(sphere, "mlp-2-8-3")
 
 
 def test_a_users_function_makes_the_network(tmp_path, monkeypatch):

@@ -4,12 +4,15 @@ lenet-300-100, lenet-5-caffe, tutorialnet and wrn-16-4 are the networks of Ullri
 cnn-small, cnn-medium and cnn-large those of the Model Zoos (Schuerholt et al. 2022), cnn-tiny their twin for 8 x 8
 images; resnet-20 and resnet-18 (He et al. 2016) and vit-small (Dosovitskiy et al. 2021) in the form for 32 x 32 images
 that DeepWeightFlow generates, vit-tiny its twin for 8 x 8. mlp-A-B-..-C is any multilayer perceptron, wrn-D-K any wide
-residual network (Zagoruyko and Komodakis 2016), resnet-D any narrow one (D = 6 n + 2).
+residual network (Zagoruyko and Komodakis 2016), resnet-D any narrow one (D = 6 n + 2). cornn-H-A are the six of the
+CORNN benchmark: two inputs, H = 1, 3 or 5 hidden layers of 10 with A = relu or tanh, one output.
+mixed-A-B-..-C is a perceptron with an activation of its own for each unit (SWAT-NN, Huang et al. 2025).
 package.module:function is your own: the function is imported and called without arguments.
 """
 
 import difflib
 import importlib
+import math
 import re
 from collections import OrderedDict
 
@@ -33,6 +36,8 @@ NAMES = (
     "vit-tiny",
     "wrn-D-K (as wrn-16-4)",
     "mlp-A-B-..-C (as mlp-64-32-10)",
+    "mixed-A-B-..-C (as mixed-2-7-1)",
+    "cornn-H-A (as cornn-3-tanh)",
     "package.module:function (your own)",
 )
 
@@ -74,8 +79,13 @@ def _named(name: str, classes: int, channels: int | None, activation: str | None
         return cnn(*_CNNS[name], classes=classes, channels=channels, activation=activation, dropout=dropout)
     if activation is not None or dropout:
         raise ValueError(f"network {name!r}: activation and dropout can be chosen for mlp-... and cnn-... alone")
+    if re.fullmatch(r"mixed(-[1-9]\d*){2,}", name):
+        return MixedMLP(*map(int, name.split("-")[1:]))
     if ":" in name:
         return _own(name)
+    if re.fullmatch(r"cornn-[135]-(relu|tanh)", name):
+        _, hidden, activation = name.split("-")
+        return mlp(2, *[10] * int(hidden), 1, activation=activation)
     if name == "lenet-5-caffe":
         return lenet_5_caffe(classes)
     if name == "tutorialnet":
@@ -103,8 +113,10 @@ def example(name: str, *, channels: int | None = None) -> Tensor:
     """
     if ":" in name:
         raise ValueError(f"network {name!r} is your own and its input's shape is not known: pass an example x (1, ...)")
-    if name.startswith("mlp-"):
+    if name.startswith(("mlp-", "mixed-")):
         shape = (int(name.split("-")[1]),)
+    elif name.startswith("cornn-"):
+        shape = (2,)
     elif name in ("cnn-tiny", "vit-tiny"):
         shape = (channels or 1, 8, 8)
     elif name in _CNNS and name != "cnn-large" or name.startswith("lenet") or name == "tutorialnet":
@@ -153,18 +165,22 @@ def _own(name: str) -> nn.Module:
 
 
 def build_for(dataset: Dataset, name: str, *, seed: int = 0, **options) -> nn.Module:
-    """`build` with an output a class of the dataset, on its device. Raises ValueError when the two do not fit."""
+    """`build` with an output a class of the dataset, or a number that it asks for, on its device.
+
+    Raises ValueError when the two do not fit.
+    """
     x = dataset.train[0][:1]
     channels = x.shape[1] if x.ndim == 4 else None
-    network = build(name, classes=len(dataset.classes), channels=channels, seed=seed, **options).to(x.device).eval()
+    network = build(name, classes=dataset.outputs, channels=channels, seed=seed, **options).to(x.device).eval()
     try:
         with torch.no_grad():
             outputs = network(x).shape[1]
     except RuntimeError as error:
         shape = tuple(x.shape[1:])
         raise ValueError(f"network {name!r} does not take {dataset.name}'s rows of shape {shape}: {error}") from None
-    if outputs != len(dataset.classes):
-        raise ValueError(f"network {name!r} has {outputs} outputs; {dataset.name} has {len(dataset.classes)} classes")
+    if outputs != dataset.outputs:
+        wanted = f"{dataset.outputs} {'target(s)' if dataset.regression else 'classes'}"
+        raise ValueError(f"network {name!r} has {outputs} outputs; {dataset.name} has {wanted}")
     return network.train()
 
 
@@ -181,6 +197,59 @@ def mlp(*sizes: int, activation: str | None = None, dropout: float = 0.0) -> nn.
             layers += [(f"{activation}{i}", ACTIVATIONS[activation]())]
             layers += [(f"dropout{i}", nn.Dropout(dropout))] if dropout else []
     return nn.Sequential(OrderedDict(layers))
+
+
+UNITS = {  # what a unit of a MixedMLP may compute; torch.sigmoid's and gelu's last bit depends on a number's place
+    "sigmoid": lambda z: torch.tanh(z / 2) / 2 + 0.5,
+    "tanh": torch.tanh,
+    "leaky_relu": F.leaky_relu,
+    "relu": F.relu,
+    "gelu": lambda z: z * (torch.erf(z / math.sqrt(2)) / 2 + 0.5),
+    "sin": torch.sin,
+    "identity": lambda z: z,
+}
+OFF = -1  # in the place of an activation: a unit that is off, and gives 0
+
+
+class MixedMLP(nn.Module):
+    """Multilayer perceptron with an activation for each hidden unit; inputs are flattened to sizes[0] numbers.
+
+    Its buffers activation1 (sizes[1],), ... are positions in `UNITS`, or OFF. Sums go through the units in their order
+    (`in_order`), so that one that is off, and one that is missing, are the same to the last bit.
+    """
+
+    def __init__(self, *sizes: int):
+        super().__init__()
+        self.hidden = len(sizes) - 2
+        for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+            self.add_module(f"fc{i}", nn.Linear(a, b))
+            if i <= self.hidden:
+                self.register_buffer(f"activation{i}", torch.zeros(b, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.flatten(1).mT  # (units, n)
+        for i in range(1, self.hidden + 2):
+            layer = self.get_submodule(f"fc{i}")
+            h = in_order(layer.weight, h, layer.bias)
+            if i <= self.hidden:
+                h = self._activated(h, self.get_buffer(f"activation{i}")[:, None])
+        return h.mT
+
+    @staticmethod
+    def _activated(z: Tensor, kinds: Tensor) -> Tensor:
+        h = torch.zeros_like(z)
+        for kind, function in enumerate(UNITS.values()):
+            h = torch.where(kinds == kind, function(z), h)
+        return h
+
+
+def in_order(weights: Tensor, h: Tensor, biases: Tensor) -> Tensor:
+    """weights (..., a, b) @ h (..., b, n) + biases (..., a), where every sum goes through the b numbers in their order.
+
+    So does a BLAS if the matrix in front has four rows or more; fewer are therefore filled up.
+    """
+    rows = weights.shape[-2]
+    return (F.pad(weights, (0, 0, 0, max(0, 4 - rows))) @ h)[..., :rows, :] + biases[..., None]
 
 
 _CNNS = {  # image side, then (kernel, outputs, pooled) of each convolution, then the hidden layer's width
@@ -382,12 +451,15 @@ class VisionTransformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a two-layer perceptron, each after a norm and added to its input (n, tokens, dim)."""
+    """Attention and a two-layer perceptron, each after a norm and added to its input (n, tokens, dim).
 
-    def __init__(self, dim: int, heads: int, dropout: float):
+    causal: a token does not see those after it (GPT-2's block).
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, causal: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads, dropout)
+        self.attention = Attention(dim, heads, dropout, causal)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(
             OrderedDict(
@@ -407,11 +479,11 @@ class TransformerBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with one product for queries, keys and values; (n, tokens, dim) in and out."""
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0):
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, causal: bool = False):
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim={dim} is not a multiple of heads={heads}")
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
@@ -420,5 +492,5 @@ class Attention(nn.Module):
         n, tokens, dim = x.shape
         parts = self.qkv(x).reshape(n, tokens, 3, self.heads, dim // self.heads)
         q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # (n, heads, tokens, dim / heads)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, dim)
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).reshape(n, tokens, dim)
         return self.dropout(self.proj(h))
