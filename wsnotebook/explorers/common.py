@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 from IPython.display import publish_display_data
 from PIL import Image
+from plotly.basedatatypes import Undefined
 
 from wsnotebook.datasets import replacing
 from wsnotebook.plots.common import INK, compact_png
@@ -66,11 +67,17 @@ class Plot(go.FigureWidget):
         if self._drawn or not change["new"]:
             return
         self._drawn = True
-        data = {name: [_list(trace[name]) for trace in self.data] for name in self._missed[0]}
+        data = {name: [_property(trace, name) for trace in self.data] for name in self._missed[0]}
         layout = {name: _list(self.layout[name]) for name in self._missed[1]}
         if data or layout:
-            self.plotly_update(dict.fromkeys(data), dict.fromkeys(layout))  # what is the same as before is not sent
+            nothing = {name: [v if v is Undefined else None for v in values] for name, values in data.items()}
+            self.plotly_update(nothing, dict.fromkeys(layout))  # what is the same as before is not sent
             self.plotly_update(data, layout)
+
+
+def _property(trace: Any, name: str) -> Any:
+    """What the trace has of this name; Undefined for one of a kind that has not."""
+    return _list(trace[name]) if name in trace else Undefined
 
 
 def _list(value: Any) -> Any:

@@ -29,6 +29,13 @@ from wsnotebook.plots.sane import latent_trajectories as latent_trajectories
 from wsnotebook.plots.sane import layer_spread as layer_spread
 from wsnotebook.plots.sane import properties as properties
 from wsnotebook.plots.sane import sane_training as sane_training
+from wsnotebook.plots.search import network_graph as network_graph
+from wsnotebook.plots.search import search_frame as search_frame
+from wsnotebook.plots.swat import compression as compression
+from wsnotebook.plots.swat import depth_report as depth_report
+from wsnotebook.plots.swat import fronts as fronts
+from wsnotebook.plots.swat import swat_training as swat_training
+from wsnotebook.plots.swat import wins as wins
 from wsnotebook.plots.tuning import ablation as ablation
 from wsnotebook.plots.tuning import pruning as pruning
 from wsnotebook.plots.tuning import saved_epochs as saved_epochs

@@ -1,0 +1,130 @@
+"""The search explorer in a real JupyterLab: keys replay a search, and walk between two networks that it found.
+
+The screenshots are kept in runs/screenshots/.
+"""
+
+import pytest
+from driving import SCREENSHOTS
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+CELL = """import torch
+from wsnotebook import cornn
+from wsnotebook.explorers import search
+from wsnotebook.methods import latent_search, mlp_fitting, swat_nn
+
+torch.set_num_threads(1)
+table = cornn.table(["mccormick", "ridge"])
+swat = swat_nn.train(swat_nn.Config(iterations=150))
+tuning = mlp_fitting.Config(steps=100, batch=64, lr=0.01)
+config = latent_search.Config(depths=(1, 2), steps=60, tuned=2, tuning=tuning)
+search.Explorer(latent_search.search(latent_search.latent(swat), table, config), table, swat)"""
+# what is shown: the readout, and the numbers of every trace
+SEEN = """() => {
+  const plot = document.querySelector('.js-plotly-plot');
+  const values = v => Array.from(v && v.bdata !== undefined ? Object.values(v._inputArray ?? {}) : v ?? []);
+  return {
+    readout: document.querySelector('[role=status][aria-live=polite]').textContent,
+    data: JSON.stringify(plot.data.map(t => [values(t.x), values(t.y), values(t.z).flat()].map(v => v.slice(-60)))),
+    learned: JSON.stringify(plot.data.find(t => t.name === 'learned').z),
+    edges: [...plot.querySelectorAll('.xy .scatterlayer path.js-line')].map(p => p.getAttribute('d')).join(' '),
+    canvas: document.querySelector('.js-plotly-plot .gl-container canvas') !== null,
+    camera: Object.values(plot._fullLayout.scene._scene.getCamera().eye),
+  };
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(ran):
+    page = ran("search", CELL)
+    yield page
+    page.close()
+
+
+def press(page, key, slider):
+    """Press a key on a slider that is seen; milliseconds until the plot is drawn anew."""
+    page.evaluate(
+        """k => {
+          const plot = document.querySelector('.js-plotly-plot');
+          const slider = [...document.querySelectorAll('[role=slider]')].filter(s => s.offsetParent)[k];
+          slider.focus();
+          window.drawn = new Promise(done => slider.addEventListener('keydown', () => {
+            const start = performance.now();
+            plot.once('plotly_afterplot', () => done(performance.now() - start));
+          }, {once: true}));
+        }""",
+        slider,
+    )
+    page.keyboard.press(key)
+    return page.evaluate("() => window.drawn")
+
+
+def turn(page):
+    """Drag the surface a little to the left."""
+    box = page.locator(".js-plotly-plot .gl-container canvas").first.bounding_box()
+    x, y = box["x"] + 0.25 * box["width"], box["y"] + 0.35 * box["height"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 60, y, steps=5)
+    page.mouse.up()
+    cameras = [None, page.evaluate(SEEN)["camera"]]
+    while cameras[-1] != pytest.approx(cameras[-2]):  # it goes on turning for a while
+        page.wait_for_timeout(1500)
+        cameras.append(page.evaluate(SEEN)["camera"])
+    return cameras[-1]
+
+
+def changed(page, before, what="data"):
+    """What is shown once that is other than before."""
+    other = f"([before, what]) => JSON.stringify(({SEEN})()[what]) !== JSON.stringify(before)"
+    page.wait_for_function(other, arg=[before[what], what], timeout=20_000)
+    page.wait_for_timeout(800)
+    return page.evaluate(SEEN)
+
+
+def kept(page, name):
+    """The whole explorer on a screenshot."""
+    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
+    page.locator(".jp-OutputArea-output").last.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def test_keys_replay_the_search(page):
+    before = page.evaluate(SEEN)
+    assert "trained on" in before["readout"]
+    assert before["canvas"], "the surface is drawn by WebGL"
+    kept(page, "search_trained")
+    turned = turn(page)
+    assert turned != pytest.approx(before["camera"])
+    delays = [press(page, "ArrowLeft", 0) for _ in range(20)]
+    after = changed(page, before)
+    assert "iteration" in after["readout"]
+    assert "soft" in after["readout"]
+    assert after["learned"] != before["learned"]
+    assert after["edges"] != before["edges"]
+    assert after["camera"] == pytest.approx(turned), "the camera stays where the user turned it"
+    kept(page, "search_soft")
+    print(f"key to picture: median {sorted(delays)[10]:.0f} ms of 20, longest {max(delays):.0f} ms")
+
+
+def test_another_function_is_another_surface(page):
+    before = page.evaluate(SEEN)
+    page.get_by_label("function", exact=True).first.select_option("ridge")
+    after = changed(page, before)
+    assert after["readout"].startswith("ridge")
+    kept(page, "search_ridge")
+
+
+def test_keys_walk_between_networks(page):
+    page.get_by_role("button", name="walk", exact=True).click()
+    page.wait_for_timeout(1500)
+    before = page.evaluate(SEEN)
+    assert "share of the way 0.00" in before["readout"]
+    delays = [press(page, "ArrowRight", 0) for _ in range(10)]
+    after = changed(page, before, "learned")
+    assert "share of the way 0.20" in after["readout"]
+    kept(page, "search_walk")
+    print(f"key to picture: median {sorted(delays)[5]:.0f} ms of 10, longest {max(delays):.0f} ms")
+
+
+def test_the_console_has_no_error(page):
+    assert page.errors == []
