@@ -14,7 +14,7 @@ from wsnotebook.methods import baselines, soft_weight_sharing
 
 SAMPLES = sorted((Path(os.environ.get("WSNOTEBOOK_DATA", "")) / "cornn").glob("*.csv"))
 
-# test mean square error of the constant, affine and quadratic fit, as the reference dossier rounds it
+# test mean square error of the constant, affine and quadratic fit, measured apart from this code, rounded
 CONTROLS = {
     "ackley": (0.0637, 0.0638, 0.0373),
     "ackley-2": (0.0399, 0.0399, 0.0285),

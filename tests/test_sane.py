@@ -12,6 +12,7 @@ from wsnotebook import evaluation, networks, training, zoo
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.methods import sane_training
 from wsnotebook.methods.autoencoder import Autoencoder, contrast, decoded, encoded, linear_path, moments, stretches
+from wsnotebook.methods.autoencoder_run import one_cycle
 from wsnotebook.methods.layer_pca import LayerPCA, layer_pca
 from wsnotebook.methods.properties import weight_statistics
 from wsnotebook.methods.sane import Config, preset, train
@@ -299,7 +300,7 @@ def test_without_a_contrast_the_loss_is_the_reconstruction(nets):
 
 
 def test_the_rate_warms_up_and_cools_down():
-    rates = [sane_training.one_cycle(i / 1000) for i in range(1001)]
+    rates = [one_cycle(i / 1000) for i in range(1001)]
     assert rates[0] == pytest.approx(1 / 25)
     assert rates[300] == pytest.approx(1)
     assert rates[-1] == pytest.approx(1e-4)

@@ -1,47 +1,35 @@
-"""The loop that trains SWAT-NN's autoencoder (`swat_nn.train`): draws of the stream, steps, and what is measured.
-
-The randomness of a chunk of iterations depends on (seed, chunk) alone, so a run that was interrupted and goes on gives
-the same numbers as one that was not.
-"""
+"""The run that trains SWAT-NN's autoencoder (`swat_nn.train`): draws of the stream, steps, and what is measured."""
 
 import math
-import time
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from wsnotebook.methods import swat_stream
+from wsnotebook.methods.autoencoder_run import AutoencoderRun
 from wsnotebook.methods.mlp_matrix import Form, Parts, canonical, concat, evaluate, from_rows, live, to_rows, used
-from wsnotebook.methods.sane_training import one_cycle
 from wsnotebook.methods.swat_autoencoder import Autoencoder, soft
-from wsnotebook.training import as_vector, epoch_randomness
+from wsnotebook.training import epoch_randomness
 
-CHUNK = 50  # iterations between two entries of the history
+LOSSES = ("loss", "functional", "parameters")  # of the history: `swat_nn.Swat`
 HELD_OUT = 256  # networks that the history's FVU is measured on, drawn apart
 POINTS = 128  # inputs that they are compared at
 CPU = torch.device("cpu")
 EPS = 1e-3  # added to a target's variance: what counts as constant
 
 
-class Run:
-    """What changes while the autoencoder is trained, and so what is kept between chunks of iterations.
-
-    config: a `swat_nn.Config`. Parameters are one vector (p,), so that a step of the optimiser and a norm are one
-    operation each.
-    """
+class Run(AutoencoderRun):
+    """What changes while the autoencoder is trained; config: a `swat_nn.Config`."""
 
     def __init__(self, config):
-        self.config, self.form = config, config.form
+        self.form = config.form
         with epoch_randomness(config.seed, -1, CPU):
             self.held_out, self.points = draws(config, HELD_OUT), points(self.form, POINTS)
-            self.network = autoencoder(config, row_scale(self.form, self.held_out))
-        self.vector = as_vector(self.network)  # (p,) all parameters
-        self.optimiser = torch.optim.AdamW([self.vector], config.lr, weight_decay=config.weight_decay, fused=True)
-        self.iteration, self.spent = 0, 0.0
-        self.history = {name: [] for name in ("iteration", "loss", "functional", "parameters")}
-        self.history |= {f"fvu_{d}": [] for d in range(1, self.form.depth + 1)} | {"cpu_seconds": []}
-        self._record(math.nan, math.nan, math.nan)
+            network = autoencoder(config, row_scale(self.form, self.held_out))
+        fvus = [f"fvu_{d}" for d in range(1, self.form.depth + 1)]
+        super().__init__(network, config, LOSSES, fvus)
+        self.record([math.nan] * len(LOSSES))
 
     def step(self) -> Tensor:
         """One step of the optimiser; (loss, functional, parameters)."""
@@ -63,12 +51,7 @@ class Run:
             functional = fvu(evaluate(form, soft(form, raw), x), target).log1p().mean()
         fall = config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * t))
         loss = functional + config.parameters * fall * term
-        self.vector.grad.zero_()
-        loss.backward()
-        self.vector.grad.mul_((config.clip / self.vector.grad.norm()).clamp(max=1))
-        self.optimiser.param_groups[0]["lr"] = config.lr * one_cycle(t)
-        self.optimiser.step()
-        self.iteration += 1
+        self.descend(loss)
         return torch.stack([loss, functional, term]).detach()
 
     def _best(self, z: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -79,42 +62,14 @@ class Run:
             errors.append((evaluate(self.form, made, x) - y).square().mean((1, 2)))
         return torch.stack(errors).amin(0).mean()
 
-    def train_chunk(self) -> None:
-        """Train up to the next multiple of CHUNK, and measure."""
-        config, started = self.config, time.process_time()
-        steps = min(CHUNK, config.iterations - self.iteration)
-        with epoch_randomness(config.seed, self.iteration // CHUNK, CPU):
-            losses = torch.stack([self.step() for _ in range(steps)]).mean(0).tolist()
-        if not math.isfinite(losses[0]):
-            raise ValueError(
-                f"loss={losses[0]} at iteration {self.iteration}: training diverged; use a lr below {config.lr:g}"
-            )
-        self.spent += time.process_time() - started
-        self._record(*losses)
-
-    def _record(self, *losses: float) -> None:
-        values = self.iteration, *losses, *self.validation().tolist(), self.spent
-        for name, value in zip(self.history, values, strict=True):
-            self.history[name].append(value)
-
     @torch.no_grad()
-    def validation(self) -> Tensor:
-        """(L,) median FVU of held-out networks of each depth, decoded at their own."""
+    def measured(self) -> list[float]:
+        """Median FVU of held-out networks of each depth, decoded at their own."""
         form, own = self.form, self.held_out
         y = evaluate(form, swat_stream.target(self.config.stream, own), self.points)
         z = self.network.encode(canonical(form, own) if self.config.order == "canonical" else own)
         errors = fvu(evaluate(form, soft(form, self.network.decode(z, own.depth)), self.points), y)
-        return torch.stack([errors[own.depth == d].median() for d in range(1, form.depth + 1)])
-
-    def state(self) -> dict:
-        """What `load` needs to go on from here."""
-        return {"vector": self.vector.data, "optimiser": self.optimiser.state_dict(), "history": self.history}
-
-    def load(self, stored: dict) -> None:
-        self.vector.data.copy_(stored["vector"])
-        self.optimiser.load_state_dict(stored["optimiser"])
-        self.history = stored["history"]
-        self.iteration, self.spent = self.history["iteration"][-1], self.history["cpu_seconds"][-1]
+        return [float(errors[own.depth == d].median()) for d in range(1, form.depth + 1)]
 
 
 def autoencoder(config, scale: Tensor) -> Autoencoder:
