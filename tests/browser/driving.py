@@ -26,11 +26,11 @@ def wait_idle(page):
 
 
 def press(page, key, k=0):
-    """Press a key on slider k and wait until plot k is drawn; milliseconds from key to picture."""
+    """Press a key on slider k of those that are seen, and wait until plot k is drawn; milliseconds to the picture."""
     page.evaluate(
         """k => {
           const plot = document.querySelectorAll('.js-plotly-plot')[k];
-          const slider = document.querySelectorAll('[role=slider]')[k];
+          const slider = [...document.querySelectorAll('[role=slider]')].filter(s => s.offsetParent)[k];
           slider.focus();
           window.drawn = new Promise(done => slider.addEventListener('keydown', () => {
             const start = performance.now();

@@ -4,7 +4,7 @@ The screenshots are kept in runs/screenshots/.
 """
 
 import pytest
-from driving import SCREENSHOTS
+from driving import SCREENSHOTS, press
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -39,24 +39,6 @@ def page(ran):
     page = ran("search", CELL)
     yield page
     page.close()
-
-
-def press(page, key, slider):
-    """Press a key on a slider that is seen; milliseconds until the plot is drawn anew."""
-    page.evaluate(
-        """k => {
-          const plot = document.querySelector('.js-plotly-plot');
-          const slider = [...document.querySelectorAll('[role=slider]')].filter(s => s.offsetParent)[k];
-          slider.focus();
-          window.drawn = new Promise(done => slider.addEventListener('keydown', () => {
-            const start = performance.now();
-            plot.once('plotly_afterplot', () => done(performance.now() - start));
-          }, {once: true}));
-        }""",
-        slider,
-    )
-    page.keyboard.press(key)
-    return page.evaluate("() => window.drawn")
 
 
 def turn(page):
@@ -95,7 +77,7 @@ def test_keys_replay_the_search(page):
     kept(page, "search_trained")
     turned = turn(page)
     assert turned != pytest.approx(before["camera"])
-    delays = [press(page, "ArrowLeft", 0) for _ in range(20)]
+    delays = [press(page, "ArrowLeft") for _ in range(20)]
     after = changed(page, before)
     assert "iteration" in after["readout"]
     assert "soft" in after["readout"]
@@ -119,7 +101,7 @@ def test_keys_walk_between_networks(page):
     page.wait_for_timeout(1500)
     before = page.evaluate(SEEN)
     assert "share of the way 0.00" in before["readout"]
-    delays = [press(page, "ArrowRight", 0) for _ in range(10)]
+    delays = [press(page, "ArrowRight") for _ in range(10)]
     after = changed(page, before, "learned")
     assert "share of the way 0.20" in after["readout"]
     kept(page, "search_walk")
