@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from wsnotebook import cornn, zoo
-from wsnotebook.methods import latent_lanes, latent_objective, mlp_fitting, swat_nn
+from wsnotebook.methods import latent_lanes, latent_objective, mlp_fitting, mlp_pruning, swat_nn
 from wsnotebook.methods import latent_search as ls
 from wsnotebook.methods.mlp_matrix import Form, evaluate, from_rows, hardened, non_zeros, used
 from wsnotebook.methods.swat_stream import Stream, draw
 
 FORM = Form(width=4, depth=3)
+FIT = mlp_fitting.Config(steps=20, batch=64, check_every=10)
 SMALL = ls.Config(
     depths=(1, 3),
     candidates=100,
@@ -23,8 +24,12 @@ SMALL = ls.Config(
     batch=64,
     tuned=2,
     budgets=(20, 8),
-    tuning=mlp_fitting.Config(steps=20, batch=64, check_every=10),
+    training=FIT,
+    tuning=FIT,
 )
+# of the preset's settings those by which what is computed differs from the mixtures, the threshold learned faster
+PAPER = {name: getattr(ls.preset("paper"), name) for name in ("threshold", "gate", "straight", "refined", "relative")}
+PAPER |= {"threshold_lr": 0.03}
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +213,9 @@ def test_kept_searches_return_at_once_and_tell_arms_apart(table, swat, monkeypat
     other = swat_nn.untrained(replace(swat.config, seed=1))
     with pytest.raises(pytest.fail.Exception, match="searched again"):
         ls.search(ls.latent(other), table, SMALL, keep=True)
+    monkeypatch.setattr(latent_lanes.Frame, "_fields", latent_lanes.Frame._fields[:-1])
+    with pytest.raises(pytest.fail.Exception, match="searched again"):  # what was kept has frames of another shape
+        ls.search(ls.latent(swat), table, SMALL, keep=True)
 
 
 def test_an_interrupted_search_has_hardened_networks(table, monkeypatch):
@@ -224,6 +232,34 @@ def test_an_interrupted_search_has_hardened_networks(table, monkeypatch):
     assert not found.finished
     assert found.facts["stage"].eq(0).all()
     assert len(found.zoo()) == 16
+
+
+@pytest.mark.parametrize("changes", [{}, PAPER, PAPER | {"straight": 0.5}], ids=["ours", "paper", "paper, hard"])
+def test_a_frame_has_the_networks_that_the_search_computes(changes, table):
+    """At every place: soft, gated or hard, with thresholds that stay or are learned."""
+    config = replace(SMALL, **changes)
+    run, learned = latent_lanes.Run(ls.direct(FORM), table, config), False
+    x, y = (part.double() for part in table.validation)
+    while run.iteration < config.steps:
+        run.train_chunk()
+        frame, own, t = run.frames[-1], run.lanes.function, run.iteration / config.steps
+        outputs = evaluate(FORM, frame.parts.to(torch.float64), x)[..., 0]  # (n, m)
+        torch.testing.assert_close((outputs - y.T[own]).square().mean(1), frame.error.double(), rtol=1e-4, atol=1e-6)
+        targets = y.float()[:, own, None]
+        raw, constant = run.decoded(), run.constant[own]
+        _, error = latent_objective.objective(
+            FORM, raw, run.threshold, run.lanes.penalty, constant, x.float(), targets, config, t
+        )
+        torch.testing.assert_close(error, frame.error)
+        plain, real = frame.plain(FORM), used(FORM, raw.depth).weights
+        assert torch.equal(non_zeros(FORM, plain), frame.non_zeros)
+        kept = raw.weights.abs() >= run.threshold[:, None, None, None]  # logits have no part in weights
+        assert torch.equal(frame.kept[real], kept[real])
+        learned |= bool((kept != (raw.weights.abs() >= config.threshold)).any())
+        if t >= config.straight:
+            torch.testing.assert_close(evaluate(FORM, plain, x.float()), evaluate(FORM, frame.parts, x.float()))
+            assert torch.equal(frame.parts.weights != 0, frame.kept & real & (raw.weights != 0))
+    assert learned == (config.threshold_lr > 0)
 
 
 # ---- what is found -----------------------------------------------------------------------------------------------
@@ -300,7 +336,7 @@ def test_a_replay_goes_from_the_start_to_the_smallest_network(found):
 
 
 def test_a_search_finds_better_than_a_plane(table):
-    config = replace(SMALL, steps=120, tuning=mlp_fitting.Config(steps=120, batch=64))
+    config = replace(SMALL, steps=120, training=mlp_fitting.Config(steps=120, batch=64))
     found = ls.search(ls.direct(FORM), table, config)
     affine = cornn.controls(table)["affine"]
     for f, name in enumerate(table.names):
@@ -340,11 +376,11 @@ def test_dead_networks_are_constants_with_one_number(table):
 
 
 def test_a_search_starts_at_the_nearest_networks_of_its_depth(table):
-    config = replace(SMALL, candidates=200, restarts=3, penalties=(0.01,))
+    config = replace(SMALL, candidates=200, restarts=3, penalties=(0.01,), starts=Stream())
     lanes, rows = latent_lanes.lanes(2, config), latent_lanes.columns(table.train)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        parts = latent_lanes.starts(FORM, Stream(), lanes, rows, config)
+        parts = latent_lanes.starts(FORM, lanes, rows, config)
         torch.manual_seed(0)
         drawn = draw(FORM, Stream(), 200 * FORM.depth)
     assert torch.equal(parts.depth, lanes.depth)
@@ -387,14 +423,14 @@ def test_an_arm_knows_where_networks_are(kind, swat):
 def test_pruning_keeps_what_matters_to_the_outputs():
     parts = hardened(FORM, from_rows(FORM, drawn(8)[0].float() * 2, drawn(8)[1]))
     x = torch.randn(latent_lanes.PROBED, 2, generator=torch.Generator().manual_seed(6))
-    small = latent_lanes.pruned(FORM, parts, 12, x)
+    small = mlp_pruning.keep_important(FORM, parts, 12, x)
     assert (non_zeros(FORM, small) <= 12).all()
     kept = small.weights != 0
     assert torch.equal(small.weights[kept], parts.weights[kept])
-    y, by_size = evaluate(FORM, parts, x), mlp_fitting.keep_largest(FORM, parts, 12)
+    y, by_size = evaluate(FORM, parts, x), mlp_pruning.keep_largest(FORM, parts, 12)
     ours, theirs = ((evaluate(FORM, p, x) - y).square().mean((1, 2)) for p in (small, by_size))
     assert ours.mean() <= theirs.mean()
-    alone = latent_lanes.pruned(FORM, parts.take([3]), 12, x)
+    alone = mlp_pruning.keep_important(FORM, parts.take([3]), 12, x)
     torch.testing.assert_close(alone.weights[0], small.weights[3])
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from wsnotebook import networks, zoo
-from wsnotebook.methods import latent_search, mlp_fitting, swat_nn
+from wsnotebook.methods import latent_search, mlp_blocks, mlp_fitting, mlp_teachers, swat_nn
 from wsnotebook.methods import mlp_compression as mc
 from wsnotebook.networks import MixedMLP
 
 FIT = mlp_fitting.Config(steps=30, batch=64, lr=0.03, check_every=15)
 SEARCH = latent_search.Config(
-    depths=(1, 2), restarts=2, penalties=(1e-3,), candidates=64, steps=32, batch=64, tuned=2, budgets=(), tuning=FIT
+    depths=(1, 2), restarts=2, penalties=(1e-3,), candidates=64, steps=32, batch=64, tuned=2, budgets=(), training=FIT
 )
 SMALL = mc.Config(handed=2, width=4, search=SEARCH, kept=1, training=FIT, tuning=FIT)
 BUDGETS = (30, 15)
@@ -63,21 +63,21 @@ def split(teacher, x):
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_network_that_is_cut_and_joined_is_itself(cuts, bias):
     network, x = drawn(3, 5, 4, 6, 3, 2, activation="leaky_relu", bias=bias, dtype=torch.float64), inputs(3)[0].double()
-    blocks = mc.split(network, cuts)
+    blocks = mlp_blocks.split(network, cuts)
     assert len(blocks) == (2 if cuts is None else len(cuts) + 1)
     assert sum(block.hidden for block in blocks) == 4
     h = x
     for block in blocks:
         h = block(h)
     torch.testing.assert_close(h, network(x), rtol=1e-12, atol=1e-12)
-    joined, whole = mc.join(blocks).state_dict(), mc.plain(network).state_dict()
+    joined, whole = mlp_blocks.join(blocks).state_dict(), mlp_blocks.plain(network).state_dict()
     assert joined.keys() == whole.keys()
     assert all(torch.equal(joined[name], whole[name]) for name in whole)
 
 
 def test_blocks_hand_on_the_outputs_of_their_last_hidden_layer():
     network, x = drawn(2, 5, 4, 3, 1, dtype=torch.float64), inputs()[0].double()
-    first, _ = mc.split(network, (2,))
+    first, _ = mlp_blocks.split(network, (2,))
     torch.testing.assert_close(first(x), network[:4](x), rtol=1e-12, atol=1e-12)
 
 
@@ -85,16 +85,16 @@ def test_networks_that_read_less_are_joined_too():
     torch.manual_seed(0)
     blocks = [MixedMLP(2, 4, 3).double(), MixedMLP(3, 5, 2, 2).double()]
     x = inputs()[0].double()
-    torch.testing.assert_close(mc.join(blocks)(x), blocks[1](blocks[0](x)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mlp_blocks.join(blocks)(x), blocks[1](blocks[0](x)), rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="block 2 reads 3 numbers, the one before it hands on 2"):
-        mc.join([MixedMLP(2, 4, 2), MixedMLP(3, 5, 1)])
+        mlp_blocks.join([MixedMLP(2, 4, 2), MixedMLP(3, 5, 1)])
 
 
 def test_a_square_error_in_all_coordinates_is_that_of_a_linear_rest():
     g = torch.Generator().manual_seed(2)
     h, weight = torch.randn(400, 6, generator=g), torch.randn(6, 6, generator=g)
     moved = h + 0.1 * torch.randn(400, 6, generator=g)
-    coordinates = mc.Coordinates(h, lambda h: h @ weight.T, 6)
+    coordinates = mlp_blocks.Coordinates(h, lambda h: h @ weight.T, 6)
     ours = (coordinates(moved) - coordinates(h)).square().sum()
     # up to the unit, and to the thousandth that every direction has in addition
     theirs = ((moved - h) @ weight.T).square().sum() + 1e-3 * weight.square().sum() / 6 * (moved - h).square().sum()
@@ -107,9 +107,9 @@ def test_a_square_error_in_all_coordinates_is_that_of_a_linear_rest():
 def test_coordinates_are_those_that_the_outputs_depend_on():
     h = torch.randn(300, 5, generator=torch.Generator().manual_seed(3)) * torch.tensor([1.0, 1.0, 1.0, 9.0, 0.0])
     read = torch.tensor([2.0, -1.0, 0.0, 0.0, 5.0])
-    (found,) = mc.Coordinates(h, lambda h: (h @ read)[:, None], 1)(h).T
+    (found,) = mlp_blocks.Coordinates(h, lambda h: (h @ read)[:, None], 1)(h).T
     assert torch.corrcoef(torch.stack([found, h @ read]))[0, 1].abs() > 0.99
-    assert mc.Coordinates(h, lambda h: h, 5).map.shape == (5, 4), "what does not vary is left out"
+    assert mlp_blocks.Coordinates(h, lambda h: h, 5).map.shape == (5, 4), "what does not vary is left out"
 
 
 # ---- compression -------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_training_pruning_and_scale(teacher, x, split):
     largest = [int(split.non_zeros[split.stage == stage].max()) for stage in range(1, int(split.stage.max()) + 1)]
     assert largest == sorted(largest, reverse=True)
     assert all(after >= before * 4 // 5 - SMALL.width for before, after in pairwise(largest)), "a fifth, and a unit"
-    louder = mc.plain(teacher)
+    louder = mlp_blocks.plain(teacher)
     louder.fc5.weight.data *= 1024
     louder.fc5.bias.data *= 1024
     before = {name: tensor.clone() for name, tensor in louder.state_dict().items()}
@@ -241,11 +241,11 @@ def test_the_published_teacher_has_413_weights_and_no_biases(monkeypatch):
     monkeypatch.setattr(mlp_fitting, "fit", lambda form, parts, train, validation, _: mlp_fitting.Fitted(
         parts, mlp_fitting.errors(form, parts, train), mlp_fitting.errors(form, parts, validation)
     ))  # fmt: skip
-    network, error = mc.deep_teacher()
+    network, error = mlp_teachers.deep_teacher()
     assert sum(p.numel() for name, p in network.named_parameters() if name.endswith("weight")) == 413
     assert not any(p.any() for name, p in network.named_parameters() if name.endswith("bias"))
     assert error > 0
-    network, _ = mc.wide_teacher("ridge")
+    network, _ = mlp_teachers.wide_teacher("ridge")
     assert sum(p.numel() for p in network.parameters()) == 2241
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from wsnotebook import cornn, networks
+from wsnotebook.methods import mlp_arms, mlp_controls, mlp_modules, mlp_pruning
 from wsnotebook.methods import mlp_fitting as mf
 from wsnotebook.methods import mlp_matrix as mm
 from wsnotebook.methods.mlp_fitting import Config
@@ -89,18 +90,6 @@ def test_all_at_once_is_pytorchs_adam_on_each_alone(form, make):
     torch.testing.assert_close(fitted.train, mf.errors(form, fitted.parts, train))
 
 
-@pytest.mark.parametrize("name", networks.UNITS)
-def test_every_activation_and_its_slope_are_those_of_the_units(name):
-    z = torch.linspace(-4, 4, 201, dtype=torch.float64).view(3, 67).requires_grad_()
-    value = networks.UNITS[name](z)
-    (slope,) = torch.autograd.grad(value.sum(), z)
-    place, h = z.detach().clone(), torch.empty(3, 67, dtype=torch.float64)
-    mf.ACTIVATE[name](place, h)
-    at = z != 0 if name in ("relu", "leaky_relu") else torch.ones_like(z, dtype=torch.bool)
-    torch.testing.assert_close(h, value.detach())
-    torch.testing.assert_close(place[at], slope[at])
-
-
 def test_zeros_masks_activations_and_depths_stay():
     form = Form()
     parts = drawn(form, 40, dtype=torch.float32)
@@ -115,31 +104,40 @@ def test_zeros_masks_activations_and_depths_stay():
     assert (fitted.weights != parts.weights).any()
 
 
-def test_the_company_a_network_is_in_does_not_change_it(monkeypatch):
-    monkeypatch.setattr(mf, "LANES", 5)
-    form = Form()
-    parts, (x, y), (x_validation, y_validation) = drawn(form, 30), rows(form, 30, 100), rows(form, 30, 50, 1)
-    config = Config(steps=30, batch=32, check_every=7)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_company_a_network_is_in_does_not_change_it(monkeypatch, dtype):
+    if mf.kernel:
+        monkeypatch.setattr(mf.kernel, "HANDFUL", 7)
+    form = Form(activations=tuple(networks.UNITS))
+    parts, (x, y), (x_validation, y_validation) = (
+        drawn(form, 30, dtype=dtype),
+        rows(form, 30, 200, dtype=dtype),
+        rows(form, 30, 150, 1, dtype),
+    )
+    config = Config(steps=30, batch=140, lr=0.02, check_every=7)
     together = mf.fit(form, parts, (x, y), (x_validation, y_validation), config)
+    same = torch.equal if mf.kernel and dtype == torch.float32 else torch.allclose
     for chosen in (slice(4, 5), torch.tensor([20, 3, 11])):
         few = mf.fit(form, parts.take(chosen), (x, y[:, chosen]), (x_validation, y_validation[:, chosen]), config)
-        assert_same(few.parts, together.parts.take(chosen))
-        torch.testing.assert_close(few.validation, together.validation[chosen])
+        assert all(map(same, few.parts, together.parts.take(chosen)))
+        assert same(few.validation, together.validation[chosen])
 
 
-def test_a_start_that_validates_best_is_kept():
-    form, parts = Form(), drawn(Form())
-    x = torch.randn(60, 2, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_start_that_validates_best_is_kept(dtype):
+    form, parts = Form(), drawn(Form(), dtype=dtype)
+    x = torch.randn(60, 2, dtype=dtype)
     y = mm.evaluate(form, parts, x).transpose(0, 1)  # what they compute already
     fitted = mf.fit(form, parts, (x, y + 3), (x, y), Config(steps=50, check_every=5))
     assert_same(fitted.parts, parts)
-    assert fitted.validation.max() < 1e-20
-    torch.testing.assert_close(fitted.train, torch.full((12,), 9.0, dtype=torch.float64))
+    assert fitted.validation.max() < 100 * torch.finfo(dtype).eps ** 2
+    torch.testing.assert_close(fitted.train, torch.full((12,), 9.0, dtype=dtype))
 
 
-def test_networks_that_are_lost_do_not_take_others_along():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_networks_that_are_lost_do_not_take_others_along(dtype):
     form = Form()
-    parts, data = drawn(form), rows(form, 12, 50)
+    parts, data = drawn(form, dtype=dtype), rows(form, 12, 50, dtype=dtype)
     config = Config(steps=20, check_every=5)
     well = mf.fit(form, parts, data, data, config)
     y = data[1].clone()
@@ -148,13 +146,134 @@ def test_networks_that_are_lost_do_not_take_others_along():
     others = torch.arange(12) != 3
     assert_same(ill.parts.take(others), well.parts.take(others))
     assert ill.parts.weights.isfinite().all()
+    assert mf.errors(form, parts, (data[0], y)).isnan().tolist() == [i == 3 for i in range(12)]
 
 
 def test_training_lowers_the_error_of_every_network_that_can_learn():
     table = cornn.table(["sphere", "ridge"])
     form = Form(activations=("tanh",), depth=1)
-    control = mf.dense(form, [(3,), (7,)], "tanh", table, Config(steps=300), restarts=2)
+    control = mlp_controls.dense(form, [(3,), (7,)], "tanh", table, Config(steps=300), restarts=2)
     assert (control.test < cornn.controls(table)["affine"][:, None]).all()
+
+
+# ---- compiled ----------------------------------------------------------------------------------------------------
+
+compiled = pytest.mark.skipif(mf.kernel is None, reason="numba is not installed (extra `fast`)")
+
+
+def single(data):
+    return tuple(part.float() if part.is_floating_point() else part for part in data)
+
+
+def gradients(form, parts, x, y):
+    """Each network's error, and its derivatives by [W | b] (n, L + 1, H, H + 1), by PyTorch in float64."""
+    learned = [part.double().requires_grad_() for part in parts[:2]]
+    outputs = mm.evaluate(form, parts.to(torch.float64)._replace(weights=learned[0], biases=learned[1]), x.double())
+    if y.is_floating_point():
+        errors = (outputs - y.double().transpose(0, 1)).square().mean((1, 2))
+    else:
+        errors = F.cross_entropy(outputs.flatten(0, 1), y.T.flatten(), reduction="none").view(len(outputs), -1).mean(1)
+    by_weights, by_biases = torch.autograd.grad(errors.sum(), learned)
+    return errors.detach(), torch.cat([by_weights, by_biases[..., None]], -1)
+
+
+@compiled
+@pytest.mark.parametrize("name", networks.UNITS)
+def test_compiled_activations_and_slopes_are_those_of_the_units(name):
+    ends = [3e-8, 0.5, 7.9, 9.99, 10.01, 86.5, 100.0, 1e4]
+    z = torch.cat([torch.linspace(-40, 40, 16001), torch.tensor(ends), -torch.tensor(ends)])
+    exact = z.double().requires_grad_()
+    value = networks.UNITS[name](exact)
+    (slope,) = torch.autograd.grad(value.sum(), exact)
+    h, found = z.clone(), torch.empty_like(z)
+    mf.kernel.activated(h.numpy(), found.numpy(), mf.kernel.KINDS[name])
+    torch.testing.assert_close(h.double(), value.detach(), rtol=1e-6, atol=5e-7)
+    at = z != 0 if name in ("relu", "leaky_relu") else torch.ones_like(z, dtype=torch.bool)
+    torch.testing.assert_close(found.double()[at], slope[at], rtol=1e-6, atol=2e-6)
+
+
+@compiled
+@pytest.mark.parametrize("m", [3, 128, 300])
+@pytest.mark.parametrize("make", [rows, classes])
+def test_compiled_errors_and_gradients_are_those_of_float64(make, m):
+    form, n = Form(3, 4, 6, 3, tuple(networks.UNITS)), 40
+    parts, (x, y) = drawn(form, n, dtype=torch.float32), single(make(form, n, m))
+    expected, slopes = gradients(form, parts, x, y)
+    torch.testing.assert_close(mf.errors(form, parts, (x, y)).double(), expected, rtol=1e-5, atol=1e-6)
+    reached = 0
+    for lanes, there, net, scratch in mf.kernel._handfuls(form, parts):
+        found = np.zeros((int(there.sum()), mf.kernel.WIDTH), np.float32)
+        numbers = torch.cat([parts.weights, parts.biases[..., None]], -1)[lanes][there].numpy()
+        data, errors = mf.kernel._rows(form, x, y[:, lanes]), np.empty(len(there))
+        mf.kernel.go_through(net, numbers, data, np.arange(m), scratch, errors, found.reshape(-1))
+        torch.testing.assert_close(torch.from_numpy(found.sum(1)).double(), slopes[lanes][there], rtol=1e-4, atol=1e-5)
+        reached += len(found)
+    assert reached == int(mm.non_zeros(form, parts).sum())
+
+
+@compiled
+@pytest.mark.parametrize("make", [rows, classes])
+@pytest.mark.parametrize("form", [*FORMS[:2], Form(2, 3, 16, 2, ("tanh", "gelu", "sin"))], ids=str)
+def test_compiled_training_is_as_near_to_float64_as_pytorch_in_float32(form, make):
+    if make is classes and form.outputs == 1:
+        form = Form(2, 3)
+    parts = drawn(form, 20)
+    train, validation = make(form, 20, 300), make(form, 20, 70, seed=1)
+    config = Config(steps=50, batch=150, lr=0.02, check_every=20)  # whole blocks of rows, and the rest of one
+    exact = mf.fit(form, parts, train, validation, config)
+    given = form, parts.to(torch.float32), single(train), single(validation)
+    fitted = mf.fit(*given, config)
+    pytorch = mf.by_torch(*given, mf._batches(300, config), config.lr, config.check_every)
+    for own, theirs, right in zip(fitted.parts[:2], pytorch[:2], exact.parts[:2], strict=True):
+        off, allowed = (own - right).abs(), (theirs - right).abs()
+        assert off.mean() < 2 * allowed.mean() + 1e-7
+        assert off.max() < 20 * allowed.max() + 1e-5
+    torch.testing.assert_close(fitted.validation.double(), exact.validation, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(fitted.parts.weights, parts.weights.float())
+
+
+@compiled
+def test_units_that_are_off_or_unread_are_left_alone():
+    form = Form()
+    parts, data = drawn(form, 20, dtype=torch.float32), rows(form, 20, 100, dtype=torch.float32)
+    g = torch.Generator().manual_seed(1)
+    live = mm.live(form, parts)
+    weights, biases = (torch.randn(part.shape, generator=g) for part in parts[:2])
+    filled = parts._replace(
+        weights=torch.where(live.weights, parts.weights, weights), biases=torch.where(live.biases, parts.biases, biases)
+    )
+    config = Config(steps=20, check_every=20)
+    fitted, alone = mf.fit(form, filled, data, data, config), mf.fit(form, parts, data, data, config)
+    assert torch.equal(fitted.validation, alone.validation)
+    assert torch.equal(fitted.parts.weights, torch.where(live.weights, alone.parts.weights, weights))
+    assert torch.equal(fitted.parts.biases, torch.where(live.biases, alone.parts.biases, biases))
+
+
+@compiled
+def test_large_numbers_lose_nothing():
+    form = Form(2, 3, activations=tuple(networks.UNITS))
+    parts, (x, y) = drawn(form, 30, dtype=torch.float32), classes(form, 30, 100)
+    parts = parts._replace(weights=torch.cat([1e4 * parts.weights[:, :1], parts.weights[:, 1:]], 1))
+    for data in ((x.float(), y), rows(form, 30, 100, dtype=torch.float32)):
+        fitted = mf.fit(form, parts, data, data, Config(steps=30, check_every=10))
+        assert fitted.train.isfinite().all()
+        assert (fitted.validation <= mf.errors(form, parts, data)).all()
+        assert not torch.equal(fitted.parts.weights, parts.weights)
+
+
+@compiled
+def test_without_numba_or_with_soft_units_it_is_pytorch(monkeypatch):
+    form = Form()
+    parts, data = drawn(form, dtype=torch.float32), rows(form, 12, 60, dtype=torch.float32)
+    soft = parts._replace(activations=torch.full_like(parts.activations, 1 / 3))
+    outputs = mm.evaluate(form, soft, data[0]).transpose(0, 1)
+    torch.testing.assert_close(mf.errors(form, soft, data), (outputs - data[1]).square().mean((0, 2)))
+    config = Config(steps=10, lr=0.02)
+    quick = mf.fit(form, parts, data, data, config)
+    monkeypatch.setattr(mf, "kernel", None)
+    slow = mf.fit(form, parts, data, data, config)
+    for a, b in zip(quick.parts, slow.parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 # ---- controls ----------------------------------------------------------------------------------------------------
@@ -164,14 +283,14 @@ def test_dense_controls_have_no_zeros_and_the_errors_of_their_networks():
     table = cornn.table(["ackley", "adjiman", "leon"])
     form = Form()
     shapes = [(2,), (6,), (3, 4), (2, 2, 2, 2)]
-    control = mf.dense(form, shapes, "tanh", table, Config(steps=60), restarts=2)
+    control = mlp_controls.dense(form, shapes, "tanh", table, Config(steps=60), restarts=2)
     sizes = [4 * 2 + 1, 4 * 6 + 1, 9 + 16 + 5, 6 + 6 + 6 + 6 + 3]
     assert control.non_zeros.tolist() == [sizes] * 3
     for f, name in enumerate(table.names):
         x, y = cornn.table([name]).test
         for s, shape in enumerate(shapes):
             i = f * len(shapes) + s
-            module = mm.network(form, control.parts, i)
+            module = mlp_modules.network(form, control.parts, i)
             assert mm.units(control.parts)[i].tolist() == [*shape, *[0] * (4 - len(shape))]
             assert F.mse_loss(module(x), y).item() == pytest.approx(control.test[f, s].item(), rel=1e-4)
 
@@ -181,14 +300,14 @@ def test_of_restarts_the_one_of_lowest_validation_error_is_taken():
     seen = []
     fit = mf.fit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mf, "fit", lambda *args: seen.append(fit(*args)) or seen[-1])
-        dense = mf.dense(form, [(2,), (4,)], "tanh", table, config, restarts=3)
-        pruned = mf.pruned(form, [(2,), (4,)], "tanh", table, [6, 11], config, config, restarts=3)
+        patch.setattr(mlp_controls, "fit", lambda *args: seen.append(fit(*args)) or seen[-1])
+        dense = mlp_controls.dense(form, [(2,), (4,)], "tanh", table, config, restarts=3)
+        pruned = mlp_controls.pruned(form, [(2,), (4,)], "tanh", table, [6, 11], config, config, restarts=3)
     assert torch.equal(dense.validation, seen[0].validation.view(2, 2, 3).amin(2))
     at_11, at_6 = (seen[i].validation.view(2, 2, 3).amin(2) for i in (2, 4))  # 17 at the start, then 11, 7 and 6
     assert torch.equal(pruned.validation, torch.cat([at_11, at_6], 1))
     shuffled = cornn.Table(table.names, table.train, table.validation, (table.test[0].flip(0), table.test[1]))
-    again = mf.dense(form, [(2,), (4,)], "tanh", shuffled, config, restarts=3)
+    again = mlp_controls.dense(form, [(2,), (4,)], "tanh", shuffled, config, restarts=3)
     assert_same(again.parts, dense.parts)
     assert not torch.equal(again.test, dense.test)
 
@@ -198,7 +317,7 @@ def test_pruning_keeps_the_largest_that_the_count_has_room_for():
     parts = drawn(form, 7)
     numbers = torch.cat([parts.weights.flatten(1), parts.biases.flatten(1)], 1)
     for count in (0, 5, 17, 1_000):
-        pruned = mf.keep_largest(form, parts, count)
+        pruned = mlp_pruning.keep_largest(form, parts, count)
         found = mm.non_zeros(form, pruned)
         for i in range(7):
             best = None
@@ -214,7 +333,9 @@ def test_pruning_keeps_the_largest_that_the_count_has_room_for():
 
 def test_pruned_controls_hold_their_budgets():
     table, form, counts = cornn.table(["sphere", "beale"]), Form(width=6, depth=2), (9, 30, 18)
-    control = mf.pruned(form, [(6,), (5, 5)], "tanh", table, counts, Config(steps=80), Config(steps=40), restarts=2)
+    control = mlp_controls.pruned(
+        form, [(6,), (5, 5)], "tanh", table, counts, Config(steps=80), Config(steps=40), restarts=2
+    )
     assert control.non_zeros.shape == control.test.shape == (2, 6)
     budgets = torch.tensor([30, 30, 18, 18, 9, 9])
     assert (control.non_zeros <= budgets).all()
@@ -231,14 +352,14 @@ def test_fronts_and_budgets_by_brute_force():
         sizes, found = torch.from_numpy(g.integers(1, 12, (5, n))), torch.from_numpy(g.integers(0, 9, (5, n)) / 4)
         found[g.random((5, n)) < 0.1] = torch.nan
         found[:, 0] = 1.0
-        on = mf.front(sizes, found)
+        on = mlp_arms.front(sizes, found)
         for r in range(5):
             pairs = [(s, e) for s, e in zip(sizes[r].tolist(), found[r].tolist(), strict=True)]
             for i, (s, e) in enumerate(pairs):
                 beaten = any(a <= s and b <= e and ((a, b) != (s, e) or j < i) for j, (a, b) in enumerate(pairs))
                 assert on[r, i] == (not beaten and not math.isnan(e))
         for budget in (int(sizes[:, 0].max()), 11):
-            for r, i in enumerate(mf.best_at(sizes, found, budget).tolist()):
+            for r, i in enumerate(mlp_arms.best_at(sizes, found, budget).tolist()):
                 able = [
                     (e, s, j)
                     for j, (s, e) in enumerate(zip(sizes[r].tolist(), found[r].tolist(), strict=True))
@@ -256,15 +377,53 @@ def test_what_does_not_fit_is_named():
         mf.fit(form, parts, data, (data[0], data[1][:, 1:]), Config())
     with pytest.raises(ValueError, match=r"train: y of shape \(20, 12, 1\) and type torch.int64"):
         mf.fit(form, parts, (data[0], data[1].long()), data, Config())
+    with pytest.raises(ValueError, match=r"train: x of shape \(20, 2\) and type torch.float32, .* torch.float64"):
+        mf.fit(form, parts, (data[0].float(), data[1]), data, Config())
     with pytest.raises(ValueError, match="hardened"):
         mf.fit(form, parts._replace(masks=parts.masks / 2), data, data, Config())
     with pytest.raises(ValueError, match="steps=-1"):
         Config(steps=-1)
     table = cornn.table(["ridge"])
     with pytest.raises(ValueError, match="activation='relu'"):
-        mf.dense(form, [(3,)], "relu", table, Config())
+        mlp_controls.dense(form, [(3,)], "relu", table, Config())
     for shape in ((), (8,), (3, 0), (3, 3, 3, 3, 3)):
         with pytest.raises(ValueError, match="expected the units of 1 to 4 hidden layers"):
-            mf.dense(form, [shape], "tanh", table, Config())
+            mlp_controls.dense(form, [shape], "tanh", table, Config())
     with pytest.raises(ValueError, match="budget=3: .* the smallest has 5"):
-        mf.best_at(torch.tensor([[5, 9], [2, 9]]), torch.ones(2, 2), 3)
+        mlp_arms.best_at(torch.tensor([[5, 9], [2, 9]]), torch.ones(2, 2), 3)
+
+
+def test_controls_come_back_as_they_were(monkeypatch, tmp_path):
+    monkeypatch.setenv("WSNOTEBOOK_CACHE", str(tmp_path))
+    form, table, short = Form(width=3), cornn.table(["ridge", "sphere"]), Config(steps=20)
+    given = form, [(3,), (2, 2)], "tanh", table
+    ways = [
+        lambda: mlp_controls.dense(*given, short, 2, keep=True),
+        lambda: mlp_controls.pruned(*given, (8, 5), short, short, "importance", 2, keep=True),
+        lambda: mlp_controls.pruned(*given, (8, 5), short, short, "magnitude", 2, keep=True),
+    ]
+    made = [way() for way in ways]
+    monkeypatch.setattr(mlp_controls, "fit", lambda *_: pytest.fail("trained again"))
+    for control, way in zip(made, ways, strict=True):
+        again = way()
+        assert again.names == control.names
+        for name in mlp_controls.FACTS:
+            assert torch.equal(getattr(again, name), getattr(control, name))
+        assert all(torch.equal(a, b) for a, b in zip(again.parts, control.parts, strict=True))
+
+
+def test_controls_together_have_the_networks_of_each():
+    form, table, short = Form(width=3), cornn.table(["ridge", "sphere"]), Config(steps=20)
+    several = [mlp_controls.dense(form, shapes, "tanh", table, short, 1) for shapes in ([(3,)], [(2,), (2, 2)])]
+    both = mlp_controls.together(several)
+    errors = mf.errors(form, both.parts, mlp_controls._of(table.test, torch.tensor([0, 0, 0, 1, 1, 1])))
+    assert torch.equal(errors.view(2, 3), both.test)
+    for name in mlp_controls.FACTS:
+        for k, control in enumerate(several):
+            own = getattr(both, name)[:, k : k + 1] if k == 0 else getattr(both, name)[:, 1:]
+            assert torch.equal(own, getattr(control, name))
+
+
+def test_a_control_is_pruned_by_a_known_rule():
+    with pytest.raises(ValueError, match="by"):
+        mlp_controls.pruned(Form(), [(3,)], "tanh", cornn.table(["ridge"]), (5,), Config(), Config(), "luck")

@@ -2,13 +2,13 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from wsnotebook import networks, zoo
+from wsnotebook import networks
 from wsnotebook.methods import mlp_matrix as mm
+from wsnotebook.methods import mlp_modules
 from wsnotebook.methods.mlp_matrix import Form, Parts
 
 FORMS = (
@@ -17,7 +17,6 @@ FORMS = (
     Form(4, 1, 2, 1, ("leaky_relu",)),
     Form(1, 6, 3, 2, tuple(networks.UNITS)),
 )
-MODULES = {name: kind for kind, name in mm.MODULES.items()}
 
 
 def drawn(form, n=40, seed=0, dtype=torch.float32):
@@ -137,7 +136,9 @@ def test_a_dead_network_is_the_constant_that_its_outputs_biases_are():
         assert torch.equal(y[last, 0], reaching.biases[last, -1, : form.outputs])
         plain = mm.hardened(form, dead)
         torch.testing.assert_close(mm.evaluate(form, plain, points(form)), y)
-        assert torch.equal(mm.network(form, plain, 0)(points(form)).detach(), mm.evaluate(form, plain, points(form))[0])
+        assert torch.equal(
+            mlp_modules.network(form, plain, 0)(points(form)).detach(), mm.evaluate(form, plain, points(form))[0]
+        )
         assert (mm.units(plain)[:, : layer + 1] == 0).all(), "units before a dead layer are read by nobody"
 
 
@@ -195,7 +196,7 @@ def test_permuted_does_what_it_says():
     form = Form(width=3, depth=1, activations=("tanh", "relu"))
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
     order, signs = torch.tensor([[[2, 0, 1]]]), torch.tensor([[[-1, 1, 1]]])
-    moved = mm.network(form, mm.permuted(form, mm.from_network(form, net), order, signs), 0)
+    moved = mlp_modules.network(form, mm.permuted(form, mlp_modules.from_network(form, net), order, signs), 0)
     flips = signs[0, 0][order[0, 0]]
     torch.testing.assert_close(moved.fc1.weight, net[0].weight[order[0, 0]] * flips[:, None])
     torch.testing.assert_close(moved.fc2.weight, net[2].weight[:, order[0, 0]] * flips)
@@ -211,74 +212,6 @@ def test_permuting_back_is_exact():
 
 
 # ---- plain networks ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_a_network_of_its_own_predicts_bit_equal_also_from_a_file(form, tmp_path):
-    parts, x = drawn(form), points(form, 333)
-    y = mm.evaluate(form, parts, x)
-    for i in range(40):
-        own = mm.network(form, parts, i)
-        assert torch.equal(own(x).detach(), y[i])
-        again = mm.evaluate(form, mm.from_network(form, own), x)[0]
-        assert torch.equal(again, y[i])
-    path = tmp_path / "net.pt"
-    torch.save(own.state_dict(), path)
-    loaded = networks.build(f"mixed-{'-'.join(map(str, sizes(own)))}")
-    loaded.load_state_dict(torch.load(path, weights_only=True))
-    assert torch.equal(loaded(x).detach(), y[39])
-
-
-def sizes(network):
-    layers = [network.get_submodule(f"fc{i}") for i in range(1, network.hidden + 2)]
-    return [layers[0].in_features, *(layer.out_features for layer in layers)]
-
-
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_a_zoo_of_all_goes_through_its_file_and_predicts_bit_equal(form, tmp_path):
-    parts, x = drawn(form), points(form, 333)
-    made = mm.to_zoo(form, parts, {"seed": 3}, error=np.arange(40.0))
-    loaded = zoo.load(made.save(tmp_path / "found.safetensors"))
-    again, found = mm.from_zoo(loaded)
-    assert again == form
-    assert same(found, parts)
-    y = mm.evaluate(form, parts, x)
-    assert torch.equal(mm.evaluate(form, found, x), y)
-    for i in range(40):
-        assert torch.equal(loaded.module(i)(x).detach(), y[i])
-    assert loaded.facts["depth"].tolist() == parts.depth.tolist()
-    assert loaded.facts["non_zeros"].tolist() == mm.non_zeros(form, parts).tolist()
-    assert loaded.facts["error"][7] == 7
-    assert loaded.provenance["seed"] == 3
-
-
-@pytest.mark.parametrize("activation", sorted(MODULES))
-def test_a_sequential_and_its_matrix_agree_in_float64(activation):
-    form = Form(3, 2, 6, 3, ("relu", *({activation} - {"relu"})))
-    net = nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(3, 6),
-        MODULES[activation](),
-        nn.Dropout(0.5),
-        nn.Linear(6, 4, bias=False),
-        nn.ReLU(),
-        nn.Linear(4, 2),
-    )
-    net, x = net.double().eval(), points(form, dtype=torch.float64)
-    parts = mm.from_network(form, net)
-    torch.testing.assert_close(mm.evaluate(form, parts, x)[0], net(x).detach())
-    assert int(parts.depth) == 2
-    assert mm.units(parts).tolist() == [[6, 4, 0]]
-    assert int(mm.non_zeros(form, parts)) == 3 * 6 + 6 + 6 * 4 + 4 * 2 + 2
-    torch.testing.assert_close(mm.network(form, parts, 0)(x).detach(), net(x).detach())
-
-
-def test_linear_layers_after_each_other_are_units_that_hand_on():
-    form = Form(activations=("identity", "tanh"))
-    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    torch.testing.assert_close(
-        mm.evaluate(form, mm.from_network(form, net), points(form))[0], net(points(form)).detach()
-    )
 
 
 def test_hardened_is_plain_and_stays():
@@ -348,35 +281,10 @@ def test_parts_and_points_of_another_form_are_named():
 
 def test_soft_networks_are_hardened_before_they_are_plain():
     form = Form()
-    for refused in (lambda p: mm.network(form, p, 0), lambda p: mm.to_zoo(form, p), lambda p: mm.non_zeros(form, p)):
+    for refused in (
+        lambda p: mlp_modules.network(form, p, 0),
+        lambda p: mlp_modules.to_zoo(form, p),
+        lambda p: mm.non_zeros(form, p),
+    ):
         with pytest.raises(ValueError, match="hardened"):
             refused(soft(form).to(torch.float32))
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([nn.Linear(2, 9), nn.Tanh(), nn.Linear(9, 1)], "layer '0': 9 units"),
-        ([nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)], "layer '0': activation relu"),
-        ([nn.Linear(2, 3), nn.Softplus(), nn.Linear(3, 1)], "layer '1': Softplus"),
-        ([nn.Linear(2, 3), nn.LeakyReLU(0.2), nn.Linear(3, 1)], "layer '1': LeakyReLU"),
-        ([nn.Linear(2, 3), nn.Tanh(), nn.BatchNorm1d(3), nn.Linear(3, 1)], "layer '2': BatchNorm1d"),
-        ([nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1), nn.Tanh()], "does not end with a linear layer"),
-        ([nn.Linear(2, 1)], "0 hidden layers"),
-        ([*[nn.Linear(2, 2), nn.Tanh()] * 5, nn.Linear(2, 1)], "5 hidden layers"),
-        ([nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)], "3 inputs and 1 outputs"),
-        ([nn.Flatten()], "does not end with a linear layer"),
-    ],
-)
-def test_networks_that_do_not_fit_are_named(layers, message):
-    with pytest.raises(ValueError, match=message):
-        mm.from_network(Form(), nn.Sequential(*layers))
-
-
-def test_other_modules_and_zoos_are_refused():
-    with pytest.raises(ValueError, match="GELU, expected nn.Sequential or MixedMLP"):
-        mm.from_network(Form(), nn.GELU())
-    other = mm.to_zoo(Form(), drawn(Form()))
-    other.provenance.pop("form")
-    with pytest.raises(ValueError, match="to_zoo"):
-        mm.from_zoo(other)

@@ -11,11 +11,12 @@ from test_mlp_matrix import drawn as random_networks
 
 from wsnotebook import cornn, plots
 from wsnotebook.methods import latent_search, mlp_fitting
-from wsnotebook.methods.mlp_fitting import Control
-from wsnotebook.methods.mlp_matrix import Form, network, non_zeros
+from wsnotebook.methods.mlp_arms import BUDGETS, at_budgets
+from wsnotebook.methods.mlp_controls import Control
+from wsnotebook.methods.mlp_matrix import Form, non_zeros
+from wsnotebook.methods.mlp_modules import network
 from wsnotebook.methods.swat_nn import Report
 from wsnotebook.plots.search import ABOVE, BELOW, INPUT, OFF, OUTPUT, graph
-from wsnotebook.plots.swat import BUDGETS, at_budgets
 
 NAMES = ("ridge", "sphere", "adjiman")
 
@@ -36,7 +37,9 @@ def control(seed=0, names=NAMES, counts=(9, 13, 25, 40)):
 @pytest.fixture(scope="module")
 def found(table):
     tuning = mlp_fitting.Config(steps=20, batch=64)
-    config = latent_search.Config(depths=(1,), steps=20, tuned=1, restarts=1, budgets=(12, 8), tuning=tuning)
+    config = latent_search.Config(
+        depths=(1,), steps=20, tuned=1, restarts=1, budgets=(12, 8), training=tuning, tuning=tuning
+    )
     return latent_search.search(latent_search.direct(Form(width=5, depth=1)), table, config)
 
 

@@ -15,7 +15,8 @@ from wsnotebook import cornn
 from wsnotebook.explorers import search
 from wsnotebook.explorers.search import NEARER, PLACES, REPLAY, WALK
 from wsnotebook.methods import latent_search, mlp_fitting, swat_nn
-from wsnotebook.methods.mlp_matrix import Form, evaluate, hardened, network, non_zeros
+from wsnotebook.methods.mlp_matrix import Form, evaluate, hardened, non_zeros
+from wsnotebook.methods.mlp_modules import network
 from wsnotebook.methods.swat_stream import Stream
 from wsnotebook.plots.search import OFF
 
@@ -38,8 +39,16 @@ def swat():
 def found(**changes):
     """Two functions, depths 1 and 2; in the second half activations and masks are hard."""
     tuning = mlp_fitting.Config(steps=40, batch=64, lr=0.01)
-    config = latent_search.Config(depths=(1, 2), steps=60, tuned=2, budgets=(12, 8), tuning=tuning)
+    config = latent_search.Config(depths=(1, 2), steps=60, tuned=2, budgets=(12, 8), training=tuning, tuning=tuning)
     return latent_search.search(latent_search.latent(swat()), cornn.table(NAMES), replace(config, **changes))
+
+
+@functools.cache
+def paper():
+    """As the paper has it, but that the second half is hard: small weights and masks fade, thresholds are learned."""
+    names = ("threshold", "gate", "refined", "relative")
+    of_paper = {name: getattr(latent_search.preset("paper"), name) for name in names}
+    return found(**of_paper, threshold_lr=0.03)
 
 
 @pytest.fixture
@@ -50,7 +59,7 @@ def explorer():
 def soft(explorer):
     """How many of the lane's frames are of the search itself."""
     lane = explorer.lane.value
-    return len(found().replay(lane)) - int((found().facts["lane"] == lane).sum())
+    return len(explorer.found.replay(lane)) - int((explorer.found.facts["lane"] == lane).sum())
 
 
 def trace(explorer, name):
@@ -74,6 +83,10 @@ def expected_surface(parts):
     return surface
 
 
+def over_grid(values):
+    return np.reshape(values, (25, 25))
+
+
 def segments(explorer):
     """Lines of weights that are drawn."""
     return sum(len(trace.x) // 3 for trace in explorer.plot.data if trace.name.startswith("weights"))
@@ -93,20 +106,21 @@ def forget(explorer, monkeypatch):
 # ---- replay ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("searched", [found, paper], ids=["ours", "paper"])
 @pytest.mark.parametrize("function", NAMES)
 @pytest.mark.parametrize("place", ["start", "soft", "hard", "hardened", "trained", "pruned"])
-def test_the_surface_is_what_the_frames_network_computes(explorer, function, place):
+def test_the_surface_is_what_the_frames_network_computes(searched, function, place):
+    explorer = search.Explorer(searched(), table())
     explorer.function.value = function
     n = soft(explorer)
     explorer.time.value = {"start": 0, "soft": n // 4, "hard": n - 2, "hardened": n, "trained": n + 1}.get(place, n + 2)
-    frame = found().replay(explorer.lane.value)[explorer.time.value]
-    parts = hardened(FORM, frame.parts, found().config.threshold) if place == "hard" else frame.parts
+    frame = searched().replay(explorer.lane.value)[explorer.time.value]
     learned, true = trace(explorer, "learned"), explorer.view_now().surface.true
-    surface, room = expected_surface(parts), np.ptp(true) / 4
-    np.testing.assert_allclose(learned.z, surface.clip(true.min() - room, true.max() + room), atol=1e-5)
-    np.testing.assert_allclose(learned.surfacecolor, surface - true, atol=1e-5)
+    surface, room = expected_surface(frame.parts), np.ptp(true) / 4
+    np.testing.assert_allclose(over_grid(learned.z), surface.clip(true.min() - room, true.max() + room), atol=1e-5)
+    np.testing.assert_allclose(over_grid(learned.intensity), surface - true, atol=1e-5)
     x, y = table().validation
-    computed = evaluate(FORM, parts, x)[0, :, 0]
+    computed = evaluate(FORM, frame.parts, x)[0, :, 0]
     error = float((computed - y[:, table().names.index(function)]).square().mean())
     assert error == pytest.approx(float(frame.error), rel=1e-3), "what is drawn has the error that is told"
 
@@ -126,12 +140,31 @@ def test_the_true_surface_is_the_formula(explorer):
         np.testing.assert_allclose(mesh.z[there], surface.true[across[1], across[0]])
 
 
-def test_lines_and_rings_are_the_non_zeros(explorer):
+def test_the_surface_is_whole(explorer):
+    """Its triangles lie over the grid without a gap or an overlap, each with the corners of one cell."""
+    learned, surface = trace(explorer, "learned"), explorer.view_now().surface
+    np.testing.assert_array_equal(over_grid(learned.x), np.tile(surface.x, (25, 1)))
+    np.testing.assert_array_equal(over_grid(learned.y), np.tile(surface.y[:, None], (1, 25)))
+    triangles = np.stack([learned.i, learned.j, learned.k], 1)
+    rows, columns = np.divmod(triangles, 25)
+    cells, counts = np.unique(np.stack([rows.min(1), columns.min(1)], 1), axis=0, return_counts=True)
+    assert len(cells) == 24**2
+    assert (counts == 2).all()
+    assert (np.ptp(rows, axis=1) == 1).all()
+    assert (np.ptp(columns, axis=1) == 1).all()
+    assert len(np.unique(np.sort(triangles, 1), axis=0)) == len(triangles)
+    halves = np.sort(triangles.reshape(2, -1, 3), 2).swapaxes(0, 1)  # of each cell
+    assert all(len(np.intersect1d(*two)) == 2 for two in halves), "they share the diagonal"
+
+
+@pytest.mark.parametrize("searched", [found, paper], ids=["ours", "paper"])
+def test_lines_and_rings_are_the_non_zeros(searched):
+    explorer = search.Explorer(searched(), table())
     for function in NAMES:
         explorer.function.value = function
         for time in range(explorer.time.max + 1):
             explorer.time.value = time
-            frame = found().replay(explorer.lane.value)[time]
+            frame = searched().replay(explorer.lane.value)[time]
             assert segments(explorer) + rings(explorer) == int(frame.non_zeros)
             shown = drawn_kinds(explorer)
             assert f"non-zeros {int(frame.non_zeros)}" in text_of(explorer)
@@ -176,15 +209,16 @@ def test_the_readout_tells_stage_and_temperature(explorer):
             assert f"mccormick {words}" in text_of(explorer)
 
 
-def test_lanes_are_those_with_frames_the_best_first(explorer):
+def test_lanes_are_those_with_frames_the_strongest_penalty_and_the_best_first(explorer):
     facts, kept = found().facts, set(found().frames[-1].number.tolist())
     for function in NAMES:
         explorer.function.value = function
         rows = found().rows(function).tolist()
         numbers = [lane for _, lane in explorer.lane.options]
         assert set(numbers) == {int(facts["lane"][row]) for row in rows} & kept
-        best = [min(float(facts["validation"][row]) for row in rows if facts["lane"][row] == n) for n in numbers]
-        assert best == sorted(best)
+        own = [[row for row in rows if facts["lane"][row] == n] for n in numbers]
+        order = [(-float(facts["penalty"][r[0]]), min(float(facts["validation"][row]) for row in r)) for r in own]
+        assert order == sorted(order)
         assert explorer.lane.value == numbers[0]
 
 
@@ -226,7 +260,7 @@ def test_the_middle_of_a_way_is_the_mean_of_its_latents(explorer):
         true = explorer.view_now().surface.true
         room = np.ptp(true) / 4
         expected = expected_surface(expected).clip(true.min() - room, true.max() + room)
-        np.testing.assert_allclose(trace(explorer, "learned").z, expected, atol=1e-4)
+        np.testing.assert_allclose(over_grid(trace(explorer, "learned").z), expected, atol=1e-4)
 
 
 def test_curves_of_a_way_are_its_networks(explorer):
@@ -306,7 +340,7 @@ def test_the_static_twin_shows_the_same(explorer, mode):
     explorer.mode.value, explorer.time.value, explorer.far.value = mode, 7, 0.3
     true, learned, net, errors, count = [axes for axes in explorer.figure().axes if axes.get_label() != "<colorbar>"]
     np.testing.assert_allclose(learned.images[0].get_array() - true.images[0].get_array(),
-                               trace(explorer, "learned").surfacecolor, atol=1e-6)  # fmt: skip
+                               over_grid(trace(explorer, "learned").intensity), atol=1e-6)  # fmt: skip
     assert len(net.collections[0].get_segments()) == segments(explorer)
     np.testing.assert_allclose(errors.lines[0].get_ydata(), drawn(explorer, "error")[:, 1])
     np.testing.assert_allclose(count.lines[0].get_ydata(), drawn(explorer, "non-zeros")[:, 1])

@@ -40,8 +40,8 @@ class Lane(NamedTuple):
 
     frames: list[Frame]
     soft: int  # how many are of the search
-    parts: Parts  # (k) networks, those of the search with the weights that hardening would keep
-    surfaces: np.ndarray  # (k, g, g) what they compute
+    parts: Parts  # (k) networks, hardened: what is drawn as a graph
+    surfaces: np.ndarray  # (k, g, g) what the frames' networks compute
     names: list[str]  # (k) of their stages
 
 
@@ -149,13 +149,13 @@ class Explorer(Displayed):
     # ---- replay ----
 
     def _lanes(self) -> list[tuple[str, int]]:
-        """(label, number) of the function's lanes that have frames, the one of the lowest error first."""
+        """(label, number) of the function's lanes that have frames: of the strongest penalty and lowest error first."""
         facts, kept = self.found.facts, self.found.frames[-1].number
         rows = self.found.rows(self.function.value)
         rows = rows[torch.isin(facts["lane"][rows], kept)]
-        rows = rows[facts["validation"][rows].argsort(stable=True)].tolist()
+        rows = rows[facts["validation"][rows].argsort(stable=True)]
         named = {}
-        for row in rows:
+        for row in rows[facts["penalty"][rows].argsort(descending=True, stable=True)].tolist():
             of = f"depth {self.found.parts.depth[row]}, penalty {facts['penalty'][row]:.3g}"
             label = f"{of}, restart {facts['restart'][row]}: error down to {facts['validation'][row]:.2g}"
             named.setdefault(int(facts["lane"][row]), label)
@@ -164,16 +164,13 @@ class Explorer(Displayed):
     def _replayed(self, lane: int) -> "Lane":
         found, frames = self.found, self.found.replay(lane)
         stages = found.facts["stage"][found.facts["lane"] == lane].tolist()
-        soft, drawn, computed, names = len(frames) - len(stages), [], [], []
+        soft, steps, names = len(frames) - len(stages), found.config.steps, []
         for frame in frames[:soft]:
-            above = frame.parts.weights.abs() >= found.config.threshold
-            drawn.append(frame.parts._replace(weights=frame.parts.weights * above))
-            hard = frame.iteration >= found.config.straight * found.config.steps
-            computed.append(hardened(found.form, drawn[-1]) if hard else frame.parts)
-            names.append(f"iteration {frame.iteration} of {found.config.steps}, {'hard' if hard else 'soft'}")
-        plain = [frame.parts for frame in frames[soft:]]
+            hard = frame.iteration / steps >= found.config.straight
+            names.append(f"iteration {frame.iteration} of {steps}, {'hard' if hard else 'soft'}")
         names += [STAGES[min(stage, 2)].format((0, 0, *found.config.budgets)[stage]) for stage in stages]
-        return Lane(frames, soft, concat(drawn + plain), self._surfaces(concat(computed + plain)), names)
+        drawn = concat([frame.plain(found.form) for frame in frames])
+        return Lane(frames, soft, drawn, self._surfaces(concat([frame.parts for frame in frames])), names)
 
     def _replay_view(self, k: int, number: int | None = None) -> View:
         lane, function = self._replay(self.lane.value if number is None else number), self.function.value
@@ -283,9 +280,8 @@ class Explorer(Displayed):
         return float(self.table.validation[1][:, self.table.names.index(function)].var(unbiased=False))
 
     def _units(self, parts: Parts) -> str:
-        """Hidden units that are on, layer by layer."""
-        on = units(hardened(self.found.form, parts))[0, : int(parts.depth[0])]
-        return " + ".join(map(str, on.tolist()))
+        """Hidden units that are on, layer by layer, of one plain network."""
+        return " + ".join(map(str, units(parts)[0, : int(parts.depth[0])].tolist()))
 
     # ---- drawing: whatever changes is sent in one message ----
 
@@ -334,7 +330,7 @@ function show() {
   const frames = all[at("scene").value];
   at("time").max = frames.length - 1;
   const frame = frames[at("time").value], update = {};
-  for (const name of ["x", "y", "z", "surfacecolor", "text"]) update[name] = frame.traces.map(trace => trace[name]);
+  for (const name of ["x", "y", "z", "intensity", "text"]) update[name] = frame.traces.map(trace => trace[name]);
   at("facts").innerHTML = frame.facts;
   Plotly.update(at("plot"), update, {...frame.layout});
 }

@@ -26,7 +26,7 @@ def _arrays(form: Form, view: View) -> list[dict]:
     surface, net, curves = view.surface, view.graph, view.curves
     x, y, z = _mesh(surface)
     learned = surface.learned.clip(*_heights(surface))
-    traces = [{"x": x, "y": y, "z": z}, {"z": learned, "surfacecolor": surface.learned - surface.true}]
+    traces = [{"x": x, "y": y, "z": z}, {"z": learned.ravel(), "intensity": (surface.learned - surface.true).ravel()}]
     lines = net.places[net.edges]  # (e, 2, 2)
     for sign, width in EDGES:
         traces.append(_points(_parted(lines[(np.sign(net.weights) == sign) & (line_widths(net.weights) == width)])))
@@ -92,14 +92,10 @@ def picture(form: Form, view: View) -> go.Figure:
 def page_frame(form: Form, view: View) -> dict:
     """A view as the page stores it."""
     traces = [
-        {key: value if key == "text" else packed(value) | _shape(value) for key, value in trace.items()}
+        {key: value if key == "text" else packed(value) for key, value in trace.items()}
         for trace in _arrays(form, view)
     ]
     return {"traces": traces, "layout": _layout(view), "facts": facts(view)}
-
-
-def _shape(values: np.ndarray) -> dict[str, str]:
-    return {"shape": f"{len(values)}, {values.shape[1]}"} if values.ndim == 2 else {}
 
 
 def _heights(surface: Surface) -> tuple[float, float]:
@@ -113,6 +109,15 @@ def _mesh(surface: Surface) -> np.ndarray:
     points = np.stack([*np.meshgrid(surface.x, surface.y), surface.true], 2)  # (g, g, 3)
     lines = np.concatenate([points[::MESH], points.swapaxes(0, 1)[::MESH]])
     return np.ascontiguousarray(_parted(lines).T)
+
+
+def _triangles(surface: Surface) -> dict[str, np.ndarray]:
+    """A surface over the grid: the places (g g) of its corners, and which three are a triangle (2 (g - 1)^2)."""
+    x, y = np.meshgrid(surface.x, surface.y)
+    number = np.arange(x.size).reshape(x.shape)
+    a, b, c, d = (corner.ravel() for corner in (number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]))
+    corners = zip("ijk", ((a, d), (b, c), (c, b)), strict=True)
+    return {"x": x.ravel(), "y": y.ravel()} | {name: np.concatenate(both) for name, both in corners}
 
 
 def _parted(lines: np.ndarray) -> np.ndarray:
@@ -145,15 +150,14 @@ _LINE = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
 _MARK = {"type": "scatter", "mode": "markers", "hoverinfo": "skip", "cliponaxis": False}
 _ERROR, _COUNT = {"xaxis": "x2", "yaxis": "y2"}, {"xaxis": "x3", "yaxis": "y3"}
 _HERE = _MARK | {"marker": {"color": CHOSEN, "size": 12, "line": {"color": INK, "width": 1.5}}}
-SURFACE = {
-    "type": "surface",
+SURFACE = {  # a mesh: a surface trace would be refined by plotly.js at every step, to 36 times the corners
+    "type": "mesh3d",
     "name": "learned",
     "colorscale": [[0, BELOW], [0.5, "#f2f2f2"], [1, ABOVE]],
     "cmin": -LIMIT,
     "cmax": LIMIT,
     "opacity": 0.9,
     "hoverinfo": "skip",
-    "contours": {"x": {"highlight": False}, "y": {"highlight": False}, "z": {"highlight": False}},
     "colorbar": {
         "orientation": "h",
         "x": 0,
@@ -169,7 +173,7 @@ SURFACE = {
 
 def _traces(form: Form, surface: Surface) -> list[dict]:
     mesh = {"type": "scatter3d", "mode": "lines", "hoverinfo": "skip", "line": {"color": INK, "width": 2}}
-    traces = [mesh | {"name": "true"}, SURFACE | {"x": surface.x, "y": surface.y}]
+    traces = [mesh | {"name": "true"}, SURFACE | _triangles(surface)]
     for sign, width in EDGES:
         line = {"color": _colour(sign), "width": WIDTHS[width]}
         traces.append(_LINE | {"name": f"weights {sign:+d} {width}", "line": line, "opacity": 0.75})

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from wsnotebook.methods import mlp_fitting
 from wsnotebook.methods.latent_objective import constant_errors, formed, objective, rate, temperature
 from wsnotebook.methods.mlp_matrix import Form, Parts, empty, evaluate, from_rows, hardened, non_zeros, to_rows, used
-from wsnotebook.methods.swat_stream import Stream, draw
+from wsnotebook.methods.mlp_pruning import keep_important
+from wsnotebook.methods.swat_stream import draw
 from wsnotebook.training import epoch_randomness
 
 CPU = torch.device("cpu")
-PROBES, PROBED = 16, 128  # random signs, and rows, by which it is seen what numbers matter
+PROBED = 128  # rows on which it is seen which networks are near a function
 EPS = 1e-3  # variance of a network's outputs that counts as constant, and is not scaled up
 FRAMES = 24  # looks at all lanes during a search, from which it can be replayed
 
@@ -52,13 +53,18 @@ class Frame(NamedTuple):
     iteration: int
     temperature: float
     number: Tensor  # (n,) which lanes
-    parts: Parts  # n networks, soft
-    error: Tensor  # (n,) of what the search computes, on validation rows
+    parts: Parts  # n networks, as they are computed
+    kept: Tensor  # (n, L + 1, H, H) bool: weights that are there; hardening would leave out the others
+    error: Tensor  # (n,) of the networks, on validation rows
     non_zeros: Tensor  # (n,) of the networks, if they were hardened now
 
     def take(self, rows: Tensor) -> "Frame":
-        own = (part[rows] for part in (self.error, self.non_zeros))
+        own = (part[rows] for part in (self.kept, self.error, self.non_zeros))
         return Frame(self.iteration, self.temperature, self.number[rows], self.parts.take(rows), *own)
+
+    def plain(self, form: Form) -> Parts:
+        """The networks hardened: of the weights that are there, units that are on and something reads."""
+        return hardened(form, self.parts._replace(weights=self.parts.weights * self.kept))
 
 
 class Run:
@@ -77,7 +83,7 @@ class Run:
         self.lanes = lanes(len(table.names), config)
         used(self.form, torch.tensor(config.depths))  # raises for depths that the form has not
         with epoch_randomness(config.seed, -1, CPU):
-            self.z = arm.encode(starts(self.form, arm.stream, self.lanes, self.rows["train"], config))
+            self.z = arm.encode(starts(self.form, self.lanes, self.rows["train"], config))
         self.refined_at = max(1, int(config.refined * config.steps))
         self.threshold = torch.full((len(self.z),), config.threshold)
         self.moments = [torch.zeros_like(v) for v in (self.z, self.z, self.threshold, self.threshold)]
@@ -168,18 +174,18 @@ class Run:
         self.take(_best_of(self.lanes, self.score, None))
 
     @torch.no_grad()
-    def now(self) -> tuple[Parts, Parts, Parts]:
-        """The lanes' networks: (as computed, the mixtures behind them, hardened)."""
+    def now(self) -> tuple[Parts, Tensor, Parts]:
+        """The lanes' networks: (as computed, which weights hardening keeps (n, L + 1, H, H), hardened)."""
         t = min(1.0, self.iteration / max(1, self.config.steps))
         computed, mixed = formed(self.form, self.decoded(), self.threshold, self.config, t)
-        weights = mixed.weights * (mixed.weights.abs() >= self.threshold[:, None, None, None])
-        return computed, mixed, hardened(self.form, mixed._replace(weights=weights))
+        kept = mixed.weights.abs() >= self.threshold[:, None, None, None]
+        return computed, kept, hardened(self.form, mixed._replace(weights=mixed.weights * kept))
 
     def frame(self) -> Frame:
-        computed, mixed, plain = self.now()
+        computed, kept, plain = self.now()
         errors = mlp_fitting.errors(self.form, computed, self.data("validation"))
         t = temperature(self.config, self.iteration / self.config.steps)
-        return Frame(self.iteration, t, self.lanes.number, mixed, errors, non_zeros(self.form, plain))
+        return Frame(self.iteration, t, self.lanes.number, computed, kept, errors, non_zeros(self.form, plain))
 
     def harden(self) -> None:
         """Plain networks of all lanes; then each function's best lanes of each penalty alone go on."""
@@ -200,11 +206,12 @@ class Run:
         if stage > 1:
             budget = self.config.budgets[stage - 2]
             changed = non_zeros(self.form, parts) > budget
-            parts = pruned(self.form, parts, budget, self.rows["train"][0])
+            parts = keep_important(self.form, parts, budget, self.rows["train"][0])
         if changed.any():
             own = changed.nonzero()[:, 0]
             data = [(x, y[:, own]) for x, y in map(self.data, ("train", "validation"))]
-            fitted = mlp_fitting.fit(self.form, parts.take(own), *data, self.config.tuning).parts
+            how = self.config.training if stage == 1 else self.config.tuning
+            fitted = mlp_fitting.fit(self.form, parts.take(own), *data, how).parts
             self.plain = Parts(*(part.index_copy(0, own, new) for part, new in zip(parts, fitted, strict=True)))
             self.record(self.plain, stage, self.lanes.number)
 
@@ -236,7 +243,7 @@ class Run:
 KEPT = ("z", "threshold", "moments", "score", "iteration", "spent", "searched", "history")  # of a Run, as they are
 
 
-def starts(form: Form, stream: Stream, lanes: Lanes, data: tuple[Tensor, Tensor], config) -> Parts:
+def starts(form: Form, lanes: Lanes, data: tuple[Tensor, Tensor], config) -> Parts:
     """Plain networks where lanes start: of each depth those drawn of the stream that are nearest the lane's function.
 
     As near as a factor and a constant for each output bring them, which they then have; y (m, functions, outputs), or
@@ -245,7 +252,7 @@ def starts(form: Form, stream: Stream, lanes: Lanes, data: tuple[Tensor, Tensor]
     x, y = (part[:PROBED] for part in data)
     y = y if y.is_floating_point() else F.one_hot(y, form.outputs).float()
     centred, parts = y - y.mean(0), empty(form, lanes.depth)
-    drawn = draw(form, stream, config.candidates * form.depth)
+    drawn = draw(form, config.starts, config.candidates * form.depth)
     for depth in config.depths:
         nets = drawn.take(drawn.depth == depth)
         outputs = evaluate(form, nets, x)  # (c, m, outputs)
@@ -269,26 +276,6 @@ def adam(v: Tensor, g: Tensor, mean: Tensor, square: Tensor, step: int, lr: floa
     mean.lerp_(g, 0.1)
     square.lerp_(g * g, 0.01)
     v.addcdiv_(mean / (1 - 0.9**step), (square / (1 - 0.99**step)).sqrt_().add_(1e-10), value=-lr)
-
-
-def pruned(form: Form, parts: Parts, count: int, x: Tensor) -> Parts:
-    """Networks without the numbers that matter least to their outputs on x, with `count` non-zeros at most.
-
-    What it costs to leave out w is about w^2 mean_x (df / dw)^2 (LeCun et al. 1990, "Optimal Brain Damage", with
-    Gauss-Newton's curvature), the mean estimated from sums over x with random signs, whose mean square it is.
-    """
-    own = [part.clone().requires_grad_() for part in parts[:2]]
-    y = evaluate(form, parts._replace(weights=own[0], biases=own[1]), x[:PROBED])
-    with epoch_randomness(0, count, CPU):
-        signs = (2 * torch.randint(2, (PROBES, *y.shape[1:]), device=y.device) - 1).to(y)  # the same for all networks
-    squares = [0.0, 0.0]
-    for sign in signs:
-        gradients = torch.autograd.grad(y, own, sign.expand_as(y), retain_graph=True)
-        squares = [total + g.square() for total, g in zip(squares, gradients, strict=True)]
-    matters = [part.detach() * (total.sqrt() + 1e-9) for part, total in zip(own, squares, strict=True)]
-    kept = mlp_fitting.keep_largest(form, parts._replace(weights=matters[0], biases=matters[1]), count)
-    weights, biases = (torch.where(k != 0, part.detach(), 0) for k, part in zip(kept[:2], own, strict=True))
-    return kept._replace(weights=weights, biases=biases)
 
 
 def columns(data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

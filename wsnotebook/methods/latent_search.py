@@ -24,7 +24,9 @@ from wsnotebook.cornn import Table
 from wsnotebook.datasets import cache_folder
 from wsnotebook.methods import mlp_fitting
 from wsnotebook.methods.latent_lanes import Frame, Run
-from wsnotebook.methods.mlp_matrix import Form, Parts, concat, from_rows, to_rows, to_zoo, used
+from wsnotebook.methods.mlp_arms import best_at, front
+from wsnotebook.methods.mlp_matrix import Form, Parts, concat, from_rows, to_rows, used
+from wsnotebook.methods.mlp_modules import to_zoo
 from wsnotebook.methods.swat_nn import Swat
 from wsnotebook.methods.swat_stream import Stream
 from wsnotebook.training import check_at_least, check_choice, fingerprint, run_to_end
@@ -37,9 +39,10 @@ class Config:
 
     depths: tuple[int, ...] = (1, 2, 3, 4)  # hidden layers; each a lane of its own
     restarts: int = 4  # starting points for each function, depth and penalty
-    penalties: tuple[float, ...] = (0.002, 0.03)  # strengths p of the penalty, each a lane of its own
+    penalties: tuple[float, ...] = (0.0, 0.02)  # strengths p of the penalty, each a lane of its own
     candidates: int = 1000  # random networks of each depth; lanes start at those nearest their function
-    steps: int = 600  # updates of the latents
+    starts: Stream = Stream(on=0.95, sparsity=(0.0,))  # of these: large, as what is pruned later has to be
+    steps: int = 300  # updates of the latents
     batch: int = 128  # rows an update, the same for all lanes
     lr: float | None = None  # Adam's largest; None: the arm's own
     decay: bool = True  # a short warm-up and a cosine to 0; False: lr throughout
@@ -51,7 +54,7 @@ class Config:
     size: float = 0.1  # ... of a weight's size, each unit of it
     spread: float = 0.0  # reward for masks that differ within a layer (the public code)
     ramp: float = 0.2  # share of the steps over which the price grows from 0
-    threshold: float = 0.1  # weights below it are 0 in the end
+    threshold: float = 0.0  # weights below it are 0 in the end
     threshold_lr: float = 0.0  # Adam's, of each lane's own threshold; 0: it stays
     steepness: float = 20.0  # of the sigmoid by which a weight counts as above the threshold
     gate: float = 0.0  # steepness of sigmoids by which small weights and masks fade while soft; 0: they do not
@@ -60,9 +63,10 @@ class Config:
     refined: float = 0.4  # time from which the decoded numbers themselves are moved, not points; above 1: never
     refining_lr: float = 0.06  # Adam's from then on
     straight: float = 0.5  # time from which activations, masks and threshold are hard; above 1: never
-    tuned: int = 4  # lanes of each function and penalty that are trained on
-    budgets: tuple[int, ...] = (100, 80, 65, 50, 40, 30, 25, 20, 16, 13, 10)  # non-zeros to prune to, in turn
-    tuning: mlp_fitting.Config = mlp_fitting.Config(steps=600, batch=128, lr=0.1)  # training after each pruning
+    tuned: int = 8  # lanes of each function and penalty that are trained on
+    budgets: tuple[int, ...] = (100, 80, 65, 50, 40, 30, 25, 20, 16, 13, 10, 7)  # non-zeros to prune to, in turn
+    training: mlp_fitting.Config = mlp_fitting.Config(steps=6000, batch=128, lr=0.1)  # of hardened networks
+    tuning: mlp_fitting.Config = mlp_fitting.Config(steps=3000, batch=128, lr=0.1)  # ... after each pruning
     seed: int = 0  # of starting points and rows
 
     def __post_init__(self):
@@ -93,7 +97,7 @@ def preset(name: str, **changes) -> Config:
     lanes = {"restarts": 1, "penalties": (1e-4,), "steps": 8001, "batch": 3000, "lr": 0.1, "decay": False}
     terms = {"relative": False, "count": 0.01, "size": 0.1, "units": 0.5, "spread": 0.4, "ramp": 1e-9}
     schedules = {"threshold": 0.0, "threshold_lr": 1e-3, "gate": 200.0, "temperatures": (1.0, 0.01)}
-    ends = {"annealed": 3000 / 8001, "refined": 2.0, "straight": 2.0, "drop_at": 2.0, "tuned": 0}
+    ends = {"annealed": 3000 / 8001, "starts": Stream(), "refined": 2.0, "straight": 2.0, "drop_at": 2.0, "tuned": 0}
     return Config(**lanes | terms | schedules | ends | changes)
 
 
@@ -108,14 +112,13 @@ class Arm:
     form: Form
     decode: Callable[[Tensor, Tensor], Parts]  # points (n, ...), depth (n,) -> numbers, with logits as in `soft`
     encode: Callable[[Parts], Tensor]  # plain networks -> points (n, ...)
-    stream: Stream  # of networks, where a search starts
     lr: float  # Adam's, where nothing else is asked for
 
 
 def latent(swat: Swat, name: str = "latent") -> Arm:
     """The latents of an autoencoder, trained or not."""
     config = swat.config
-    return Arm(name, config.form, swat.network.requires_grad_(False).decode, swat.embed, config.stream, 0.05)
+    return Arm(name, config.form, swat.network.requires_grad_(False).decode, swat.embed, 0.05)
 
 
 def direct(form: Form) -> Arm:
@@ -130,7 +133,7 @@ def direct(form: Form) -> Arm:
         activations, masks = 2 * parts.activations + small[2], 4 * parts.masks - 2 + small[3]
         return to_rows(form, Parts(weights, biases, activations, masks, parts.depth))
 
-    return Arm("direct", form, lambda rows, depth: from_rows(form, rows, depth), encode, Stream(), 0.06)
+    return Arm("direct", form, lambda rows, depth: from_rows(form, rows, depth), encode, 0.06)
 
 
 # ---- what is found -----------------------------------------------------------------------------------------------
@@ -165,17 +168,20 @@ class Found:
             raise ValueError(f"function {function!r} was not searched for; there are {', '.join(self.names)}")
         return (self.facts["function"] == self.names.index(function)).nonzero()[:, 0]
 
+    def measured(self, function: str) -> tuple[Tensor, Tensor, Tensor]:
+        """(non-zeros, validation, test errors) of this function's networks, (k,) each."""
+        rows = self.rows(function)
+        return tuple(self.facts[name][rows] for name in ("non_zeros", "validation", "test"))
+
     def best(self, function: str, budget: int | None = None) -> int:
         """The network of lowest validation error, of at most `budget` non-zeros. Raises ValueError without such."""
-        rows = self.rows(function)
-        count, errors = self.facts["non_zeros"][rows], self.facts["validation"][rows]
-        return int(rows[mlp_fitting.best_at(count, errors, int(count.max()) if budget is None else budget)])
+        rows, (count, errors, _) = self.rows(function), self.measured(function)
+        return int(rows[best_at(count, errors, int(count.max()) if budget is None else budget)])
 
     def front(self, function: str) -> Tensor:
         """(k,) networks that no other beats in non-zeros or validation error, from few non-zeros on."""
-        rows = self.rows(function)
-        count, errors = self.facts["non_zeros"][rows], self.facts["validation"][rows]
-        rows = rows[mlp_fitting.front(count, errors)]
+        rows, (count, errors, _) = self.rows(function), self.measured(function)
+        rows = rows[front(count, errors)]
         return rows[self.facts["non_zeros"][rows].argsort()]
 
     def hardening(self) -> Tensor:
@@ -192,16 +198,16 @@ class Found:
         if not own or not len(own[0].number):
             raise ValueError(f"lane {lane} was not trained on, so it has no frames; these have: {self._trained_on()}")
         for row in (self.facts["lane"] == lane).nonzero()[:, 0]:
-            at, error, count = (self.facts[name][row : row + 1] for name in ("stage", "validation", "non_zeros"))
+            number, *measured = (self.facts[name][row : row + 1] for name in ("lane", "validation", "non_zeros"))
             parts = self.parts.take(slice(int(row), int(row) + 1))
-            own.append(Frame(own[-1].iteration + 1, 0.0, self.facts["lane"][row : row + 1], parts, error, count))
+            own.append(Frame(own[-1].iteration + 1, 0.0, number, parts, parts.weights != 0, *measured))
         return own
 
     def _trained_on(self) -> str:
         return ", ".join(map(str, self.frames[-1].number.tolist())) if self.frames else "none"
 
     def zoo(self, rows: Tensor | slice = slice(None)) -> Zoo:
-        """These networks as plain ones, with all facts, function by its name, and what `mlp_matrix.to_zoo` adds."""
+        """These networks as plain ones, with all facts, function by its name, and what `mlp_modules.to_zoo` adds."""
         facts = {name: values[rows].numpy() for name, values in self.facts.items() if name != "non_zeros"}
         facts["function"] = np.array(self.names)[facts["function"]]
         return to_zoo(self.form, self.parts.take(rows), {"arm": self.arm, "config": repr(self.config)}, **facts)
@@ -219,7 +225,8 @@ def search(arm: Arm, table: Table, config: Config = Config(), *, keep: bool = Fa
     path = None
     if keep:
         points = arm.decode(run.z[:8], run.lanes.depth[:8])  # tells decoders apart
-        name = fingerprint(config, arm.name, table.names, run.z, *points, *table.train, *table.validation, *table.test)
+        rows = *table.train, *table.validation, *table.test
+        name = fingerprint(config, arm.name, table.names, run.z, *points, *rows, Frame._fields)
         path = cache_folder() / "results" / f"latent-search-{name}.pt"
     finished = run_to_end(run, path, f"search, {arm.name}", "fvu")
     if run.searched is None:

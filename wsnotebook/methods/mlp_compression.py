@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from wsnotebook import cornn
-from wsnotebook.layout import check_finite
-from wsnotebook.methods import latent_lanes, latent_search, mlp_fitting, mlp_matrix, swat_nn
-from wsnotebook.methods.mlp_matrix import Form, Parts, concat, from_network, non_zeros
-from wsnotebook.networks import UNITS, MixedMLP
-from wsnotebook.training import check_at_least, epoch_randomness
+from wsnotebook.methods import latent_search, mlp_fitting, mlp_modules, mlp_pruning, swat_nn
+from wsnotebook.methods.mlp_arms import best_at
+from wsnotebook.methods.mlp_blocks import Coordinates, check_size, join, plain, smallest_form, split
+from wsnotebook.methods.mlp_matrix import Form, Parts, concat, non_zeros
+from wsnotebook.methods.mlp_teachers import random_network
+from wsnotebook.networks import MixedMLP
+from wsnotebook.training import check_at_least
 
-LIMIT = 2**27  # numbers in the matrices of a search's lanes: 512 MB, and Adam needs thrice that
-STUDENTS = mlp_fitting.Config(lr=0.03)  # how dense students are trained
-TUNING = mlp_fitting.Config(steps=400, lr=0.03)  # ... and pruned networks, after each pruning
+STUDENTS = mlp_fitting.Config(steps=6000, lr=0.03)  # how dense students are trained
+TUNING = mlp_fitting.Config(steps=2000, lr=0.03)  # ... and pruned networks, after each pruning
 AUTOENCODER = swat_nn.Config(iterations=600)  # of a block's form
-PROBED = 512  # inputs on which it is seen what a teacher's outputs depend on
 Inputs = tuple[Tensor, Tensor, Tensor]  # training, validation, test: (m, inputs) each
 
 
@@ -47,134 +47,18 @@ class Config:
         restarts=4,
         penalties=(1e-4, 1e-3, 1e-2),
         steps=400,
-        tuned=2,
+        tuned=4,
         budgets=(),
-        tuning=mlp_fitting.Config(steps=600, batch=128, lr=0.05),
+        training=mlp_fitting.Config(steps=3000, batch=128, lr=0.05),
     )
     kept: int = 2  # beginnings of one depth that the next block is searched for
     corrected: bool = True  # a block is fitted on what the new ones before it hand on; False: on the teacher's own
-    training: mlp_fitting.Config = mlp_fitting.Config(steps=2000, lr=0.05)  # of the joined networks
+    training: mlp_fitting.Config = mlp_fitting.Config(steps=6000, lr=0.05)  # of the joined networks
     tuning: mlp_fitting.Config = TUNING  # ... after each pruning
 
     def __post_init__(self):
         check_at_least(self, handed=1, width=1, kept=1)
         check_at_least(self.search, tuned=1)
-
-
-# ---- blocks ------------------------------------------------------------------------------------------------------
-
-
-def plain(network: nn.Module) -> MixedMLP:
-    """The same perceptron as a MixedMLP; network: one, or a Sequential of linear layers with activations between them.
-
-    A checkpoint becomes one by `zoo.from_checkpoints([file], name).module(0)`.
-    Raises ValueError for a network that is no perceptron with a hidden layer, too wide, or has numbers not finite.
-    """
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if len(linear) < 2:
-        seen = f"{type(network).__name__} with {len(linear)} linear layers"
-        raise ValueError(f"network: {seen}, expected a perceptron (nn.Sequential or MixedMLP) with a hidden layer")
-    check_finite(network.state_dict(), "network")
-    width = max(layer.out_features for layer in linear[:-1])
-    form = Form(linear[0].in_features, linear[-1].out_features, width, len(linear) - 1, tuple(UNITS))
-    _check_size(form, 1, "network")
-    return mlp_matrix.network(form, from_network(form, network), 0)
-
-
-def split(network: nn.Module, cuts: Sequence[int] | None = None) -> list[MixedMLP]:
-    """Blocks whose chain is the network: each but the last hands on the outputs of the hidden layer that it ends with.
-
-    cuts: hidden layers after which to cut, counted from 1; None: the middle one. Raises ValueError as `plain`, and for
-    a cut that is not there.
-    """
-    whole = plain(network)
-    cuts = ([whole.hidden // 2] if whole.hidden > 1 else []) if cuts is None else [*cuts]
-    if cuts != sorted({*cuts} & {*range(1, whole.hidden)}):
-        raise ValueError(
-            f"cuts={tuple(cuts)}: expected rising numbers from 1 to {whole.hidden - 1} "
-            f"for a network of {whole.hidden} hidden layers, each block having one or more"
-        )
-    linear, kinds = _layers(whole)
-    blocks = []
-    for start, end in pairwise([0, *cuts, whole.hidden]):
-        units = len(linear[end - 1][1])
-        same = torch.eye(units).to(linear[0][0]), torch.zeros(units).to(linear[0][0])
-        blocks.append(_assembled([*linear[start:end], same if end < whole.hidden else linear[-1]], kinds[start:end]))
-    return blocks
-
-
-def join(blocks: Sequence[MixedMLP]) -> MixedMLP:
-    """One network that computes the blocks one after the other: what one writes and the next reads is one linear layer.
-
-    Raises ValueError where a block does not read as many numbers as the one before it hands on.
-    """
-    linear, kinds = _layers(blocks[0])
-    for number, block in enumerate(blocks[1:], start=2):
-        ((weight, bias), *others), more = _layers(block)
-        before, shift = linear.pop()
-        if weight.shape[1] != len(shift):
-            raise ValueError(f"block {number} reads {weight.shape[1]} numbers, the one before it hands on {len(shift)}")
-        linear += [(weight @ before, weight @ shift + bias), *others]
-        kinds += more
-    return _assembled(linear, kinds)
-
-
-def _layers(network: MixedMLP) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-    """(weight, bias) of each linear layer, and the activations of each hidden one."""
-    linear = [network.get_submodule(f"fc{i}") for i in range(1, network.hidden + 2)]
-    kinds = [network.get_buffer(f"activation{i}") for i in range(1, network.hidden + 1)]
-    return [(layer.weight.detach(), layer.bias.detach()) for layer in linear], kinds
-
-
-def _assembled(linear: list[tuple[Tensor, Tensor]], kinds: list[Tensor]) -> MixedMLP:
-    made = MixedMLP(linear[0][0].shape[1], *(len(bias) for _, bias in linear)).to(linear[0][0].dtype)
-    state = {f"activation{i}": kind for i, kind in enumerate(kinds, start=1)}
-    for i, (weight, bias) in enumerate(linear, start=1):
-        state |= {f"fc{i}.weight": weight, f"fc{i}.bias": bias}
-    made.load_state_dict(state)
-    return made.eval()
-
-
-def _form(networks: Sequence[MixedMLP]) -> Form:
-    """The smallest form with room for all."""
-    layers = [_layers(network) for network in networks]
-    width = max(len(kind) for _, kinds in layers for kind in kinds)
-    there = torch.cat([kind for _, kinds in layers for kind in kinds]).unique().tolist()
-    activations = tuple(name for place, name in enumerate(UNITS) if place in there) or ("identity",)
-    first, last = layers[0][0][0][0], layers[0][0][-1][1]
-    return Form(first.shape[1], len(last), width, max(network.hidden for network in networks), activations)
-
-
-def _check_size(form: Form, lanes: int, what: str) -> None:
-    if lanes * form.rows * form.columns > LIMIT:
-        raise ValueError(
-            f"{what}: too wide: {lanes} matrices of {form.rows} x {form.columns} numbers ({form}), there is room for "
-            f"{LIMIT} numbers; reduce the inputs, or candidates, restarts, depths, handed or width of the config"
-        )
-
-
-class Coordinates:
-    """The few numbers of a cut that a teacher's outputs depend on most, from its units' outputs h (m, units).
-
-    With C the mean of (dy / dh)^T (dy / dh), they are the principal components of C^(1/2) h: a square error in them is,
-    to first order, that of the teacher's outputs. Those that do not vary are left out; the first has variance 1.
-    rest: computes y (m, outputs) from h.
-    """
-
-    def __init__(self, h: Tensor, rest: Callable[[Tensor], Tensor], handed: int):
-        probe = h[:PROBED].detach().requires_grad_()
-        gradients = [torch.autograd.grad(y.sum(), probe, retain_graph=True)[0] for y in rest(probe).unbind(1)]
-        gradients = torch.cat(gradients).double()
-        values, vectors = torch.linalg.eigh(gradients.T @ gradients / len(probe))
-        root = vectors * (values.clamp(min=0) + 1e-3 * values.sum() / len(values)).sqrt()  # (units, units)
-        self.mean = h.double().mean(0)
-        variances, components = torch.linalg.eigh(((h.double() - self.mean) @ root).T.cov(correction=0))
-        variances, components = variances.flip(0)[:handed], components.flip(1)[:, :handed]
-        there = variances > 1e-8 * variances[0]
-        self.map = root @ components[:, there] / variances[0].sqrt()  # (units, numbers)
-
-    def __call__(self, h: Tensor) -> Tensor:
-        return ((h.double() - self.mean) @ self.map).float()
 
 
 # ---- what is found -----------------------------------------------------------------------------------------------
@@ -198,7 +82,7 @@ class Compressed:
 
     def within(self, budget: int) -> int:
         """The network of lowest validation FVU with at most so many non-zeros. Raises ValueError without one."""
-        return int(mlp_fitting.best_at(self.non_zeros, self.validation, budget))
+        return int(best_at(self.non_zeros, self.validation, budget))
 
     def smallest(self, fvu: float) -> int:
         """The network of fewest non-zeros whose validation FVU is at most this. Raises ValueError without one."""
@@ -210,7 +94,7 @@ class Compressed:
 
     def network(self, i: int) -> MixedMLP:
         """Network i as a module of its own."""
-        return mlp_matrix.network(self.form, self.parts, i)
+        return mlp_modules.network(self.form, self.parts, i)
 
     def rows(self, budgets: Sequence[int]) -> list[dict]:
         """For each budget the best network: arm, budget, network (its number), non_zeros, validation and test FVU."""
@@ -305,10 +189,10 @@ def compress(
         chains = [(blocks, handed if config.corrected else target) for _, blocks, handed in best]
 
     joined = [join(blocks) for _, blocks, _ in grown]
-    form = _form(joined)
-    stages = [concat([from_network(form, module) for module in joined])]
+    form = smallest_form(joined)
+    stages = [concat([mlp_modules.from_network(form, module) for module in joined])]
     stages.append(task.fit(form, stages[0], config.training))
-    task.shrink(form, stages, budgets, lambda *own: latent_lanes.pruned(*own, task.x[0]), config.tuning)
+    task.shrink(form, stages, budgets, lambda *own: mlp_pruning.keep_important(*own, task.x[0]), config.tuning)
     return task.measured("split", form, stages)
 
 
@@ -318,7 +202,7 @@ def _block_forms(task: _Task, targets: list, config: Config) -> list[Form]:
     search = config.search
     lanes = len(search.depths) * search.restarts * len(search.penalties)
     for number, form in enumerate(forms, start=1):
-        _check_size(form, max(lanes, form.depth * search.candidates), f"block {number}")
+        check_size(form, max(lanes, form.depth * search.candidates), f"block {number}")
     return forms
 
 
@@ -329,7 +213,7 @@ def _blocks(space: latent_search.Arm, inputs, target, config: Config, before: tu
     found = latent_search.search(space, cornn.Table(("block",), (x, y), held_out, held_out), config.search)
     grown = []
     for row in (found.facts["stage"] == found.facts["stage"].max()).nonzero()[:, 0].tolist():
-        module = mlp_matrix.network(found.form, found.parts, row).requires_grad_(False)
+        module = mlp_modules.network(found.form, found.parts, row).requires_grad_(False)
         grown.append((float(found.facts["validation"][row]), (*before, module), [module(part) for part in inputs]))
     return grown
 
@@ -370,14 +254,14 @@ def students(
     if room := [budget for budget in budgets if not any(_widest(*ends, depth, budget) for depth in depths)]:
         raise ValueError(f"budgets: {room[0]} has no room for a dense network of {ends[0]} inputs, {ends[1]} outputs")
     drawn = [
-        _drawn(shape, activation, True, training.seed * restarts + restart)
+        random_network(shape, activation, True, training.seed * restarts + restart)
         for shape in sizes
         if min(shape)
         for activation in activations
         for restart in range(restarts)
     ]
-    form = _form(drawn)
-    start = concat([from_network(form, module) for module in drawn])
+    form = smallest_form(drawn)
+    start = concat([mlp_modules.from_network(form, module) for module in drawn])
     return task.measured("student", form, [start, task.fit(form, start, training)])
 
 
@@ -393,9 +277,9 @@ def pruned_teacher(
     """
     _check_budgets(budgets)
     task = _Task(network, x)
-    form = _form([task.teacher])
-    stages = [from_network(form, task.teacher)]
-    task.shrink(form, stages, budgets, mlp_fitting.keep_largest, tuning)
+    form = smallest_form([task.teacher])
+    stages = [mlp_modules.from_network(form, task.teacher)]
+    task.shrink(form, stages, budgets, mlp_pruning.keep_largest, tuning)
     return task.measured("pruned teacher", form, stages)
 
 
@@ -405,45 +289,3 @@ def _widest(inputs: int, outputs: int, depth: int, budget: int) -> int:
     while (inputs + depth + outputs) * (width + 1) + (depth - 1) * (width + 1) ** 2 + outputs <= budget:
         width += 1
     return width
-
-
-def _drawn(sizes: Sequence[int], activation: str, biased: bool, seed: int) -> MixedMLP:
-    """A network of random weights, of variance 2 / fan-in where there are no biases, else as PyTorch's."""
-    with epoch_randomness(seed, 0, torch.device("cpu")):
-        made = MixedMLP(*sizes)
-        for name, tensor in made.state_dict().items():
-            if name.startswith("activation"):
-                tensor.fill_([*UNITS].index(activation))
-            elif not biased:
-                tensor.zero_() if tensor.ndim == 1 else tensor.normal_(std=(2 / tensor.shape[1]) ** 0.5)
-    return made
-
-
-# ---- teachers ----------------------------------------------------------------------------------------------------
-
-
-def deep_teacher(function: str = "adjiman", seed: int = 0) -> tuple[MixedMLP, float]:
-    """The published shape, 413 weights: 2-7x9-1, leaky ReLU, no biases; trained here. (network, its test FVU).
-
-    Without biases f(a x) = a f(x), a > 0: of CORNN's functions it can learn few, best Adjiman (FVU 0.015).
-    """
-    return _teacher((2, *[7] * 9, 1), "leaky_relu", False, function, seed)
-
-
-def wide_teacher(function: str = "himmelblau", seed: int = 0) -> tuple[MixedMLP, float]:
-    """2-32-32-32-1, tanh, 2,241 weights and biases, trained on a CORNN function. (network, its test FVU)."""
-    return _teacher((2, 32, 32, 32, 1), "tanh", True, function, seed)
-
-
-def _teacher(sizes, activation: str, biased: bool, function: str, seed: int) -> tuple[MixedMLP, float]:
-    """The best of four starts by validation error."""
-    table, starts = cornn.table([function]), [_drawn(sizes, activation, biased, 4 * seed + i) for i in range(4)]
-    form = _form(starts)
-    train, validation, test = (
-        (x, y[:, None].expand(-1, 4, -1)) for x, y in (table.train, table.validation, table.test)
-    )
-    parts = concat([from_network(form, start) for start in starts])
-    fitted = mlp_fitting.fit(form, parts, train, validation, mlp_fitting.Config(lr=0.01, seed=seed))
-    best = int(fitted.validation.argmin())
-    error = mlp_fitting.errors(form, fitted.parts, test)[best] / test[1][:, 0].var(correction=0)
-    return mlp_matrix.network(form, fitted.parts, best), float(error)

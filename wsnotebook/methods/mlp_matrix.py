@@ -11,28 +11,17 @@ depths are one batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wsnotebook.layout import Layout
-from wsnotebook.networks import OFF, UNITS, MixedMLP, in_order
+from wsnotebook.networks import UNITS, in_order
 from wsnotebook.training import check_at_least
-from wsnotebook.zoo.value import Zoo
 
 BLOCK = 2**20  # numbers in a layer that are worked on at once
 ODD = ("tanh", "sin", "identity")  # activations with f(-z) = -f(z)
-MODULES = {  # what a user's network may have between its linear layers
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-    nn.LeakyReLU: "leaky_relu",
-    nn.ReLU: "relu",
-    nn.GELU: "gelu",
-    nn.Identity: "identity",
-}
 
 
 @dataclass(frozen=True)
@@ -94,6 +83,15 @@ def check_depth(form: Form, depth: Tensor) -> None:
         raise ValueError(f"depth: {seen}, expected 1 to {form.depth} hidden layers")
 
 
+def check_parts(form: Form, parts: Parts) -> None:
+    """Raise ValueError naming the first part that is not of this form."""
+    n, L, H, A = len(parts.depth), form.depth, form.rows, len(form.activations)
+    shapes = ((n, L + 1, H, H), (n, L + 1, H), (n, L, H, A), (n, L, H), (n,))
+    for name, part, expected in zip(Parts._fields, parts, shapes, strict=True):
+        if part.shape != expected:
+            raise ValueError(f"parts.{name}: shape {tuple(part.shape)}, expected {expected} of {form}")
+
+
 def used(form: Form, depth: Tensor) -> Parts:
     """Which places networks of these depths (n,) use, as bool `Parts`. Raises ValueError for a depth out of range."""
     check_depth(form, depth)
@@ -107,6 +105,11 @@ def used(form: Form, depth: Tensor) -> Parts:
     biases = torch.cat([masks, out.expand(n, 1, -1)], 1)
     activations = masks[..., None].expand(-1, -1, -1, len(form.activations))
     return Parts(torch.cat([hidden, last], 1), biases, activations, masks, depth)
+
+
+def empty(form: Form, depth: Tensor, dtype: torch.dtype = torch.float32) -> Parts:
+    """Networks of these depths (n,) in which everything is 0: all units off."""
+    return Parts(*(torch.zeros(part.shape, dtype=dtype) for part in used(form, depth)[:4]), depth)
 
 
 def live(form: Form, parts: Parts) -> Parts:
@@ -126,7 +129,7 @@ def evaluate(form: Form, parts: Parts, x: Tensor) -> Tensor:
     A loop over layers, none over networks: those that are deep enough stand in front. Differentiable in all but depth.
     Raises ValueError for parts or x of another form.
     """
-    _check(form, parts)
+    check_parts(form, parts)
     n = len(parts.depth)
     if x.shape[-1:] != (form.inputs,) or x.ndim not in (2, 3) or (x.ndim == 3 and len(x) != n):
         expected = f"(m, {form.inputs}) or ({n}, m, {form.inputs})"
@@ -165,21 +168,12 @@ def _blended(form: Form, z: Tensor, shares: Tensor) -> Tensor:
     return h
 
 
-def _check(form: Form, parts: Parts) -> None:
-    """Raise ValueError naming the first part that is not of this form."""
-    n, L, H, A = len(parts.depth), form.depth, form.rows, len(form.activations)
-    shapes = ((n, L + 1, H, H), (n, L + 1, H), (n, L, H, A), (n, L, H), (n,))
-    for name, part, expected in zip(Parts._fields, parts, shapes, strict=True):
-        if part.shape != expected:
-            raise ValueError(f"parts.{name}: shape {tuple(part.shape)}, expected {expected} of {form}")
-
-
 # ---- the matrix: a row for each unit number ----------------------------------------------------------------------
 
 
 def to_rows(form: Form, parts: Parts) -> Tensor:
     """(n, H, F): in row j the weights, biases, activations and masks of unit j in all layers, from the first on."""
-    _check(form, parts)
+    check_parts(form, parts)
     weights, activations = (part.transpose(1, 2).flatten(2) for part in (parts.weights, parts.activations))
     return torch.cat([weights, parts.biases.mT, activations, parts.masks.mT], 2)
 
@@ -204,7 +198,7 @@ def permuted(form: Form, parts: Parts, orders: Tensor, signs: Tensor | None = No
     signs (n, L, width) of 1 and -1: units that then change theirs, in and out, where their activation is odd.
     Raises ValueError for other shapes.
     """
-    _check(form, parts)
+    check_parts(form, parts)
     expected = (len(parts.depth), form.depth, form.width)
     for name, given in (("orders", orders), ("signs", signs)):
         if given is not None and given.shape != expected:
@@ -242,7 +236,7 @@ def canonical(form: Form, parts: Parts) -> Parts:
 
     Networks that differ by the order of their units, or by signs that `permuted` may change, become the same.
     """
-    _check(form, parts)
+    check_parts(form, parts)
     size = parts.weights[:, :-1].square().sum(-1) + parts.biases[:, :-1].square()  # (n, L, H)
     size = size / (1 + size.amax(-1, keepdim=True))  # below 1
     key = torch.where(parts.masks >= 0.5, parts.activations.argmax(-1) - size, torch.inf)[..., : form.width]
@@ -266,7 +260,7 @@ def hardened(form: Form, parts: Parts, threshold: float = 0.0) -> Parts:
 
     A unit that is off has no weights, in or out. One that nothing reads is off too: the function is the same.
     """
-    _check(form, parts)
+    check_parts(form, parts)
     real, depth, networks = used(form, parts.depth), parts.depth, torch.arange(len(parts.depth))
     weights = parts.weights * (real.weights & (parts.weights.abs() >= threshold))
     on = torch.cat([(parts.masks >= 0.5) & real.masks, real.biases[:, -1:]], 1)  # (n, L + 1, H)
@@ -285,178 +279,18 @@ def non_zeros(form: Form, parts: Parts) -> Tensor:
 
     Raises ValueError for networks that `hardened` has not made plain.
     """
-    _check_plain(parts)
+    check_plain(parts)
     parts = hardened(form, parts)
     return parts.weights.flatten(1).count_nonzero(1) + parts.biases.flatten(1).count_nonzero(1)
 
 
-def units(parts: Parts) -> Tensor:
-    """(n, L) hidden units that are on in each layer, of plain networks."""
-    return (parts.masks >= 0.5).sum(-1)
-
-
-def network(form: Form, parts: Parts, i: int) -> MixedMLP:
-    """Network i as a module of its own, without the units that are off; a layer that has no other keeps one.
-
-    Raises ValueError for one that `hardened` has not made plain.
-    """
-    one = parts.take(slice(i, i + 1) if i >= 0 else slice(i, i + 1 or None))
-    _check(form, one)
-    _check_plain(one)
-    weights, biases, activations, masks, depth = (part[0] for part in one)
-    rows = torch.arange(form.rows)
-    kept = [rows[mask > 0] if mask.any() else rows[:1] for mask in masks[:depth]]
-    kept = [rows[: form.inputs], *kept, rows[: form.outputs]]
-    made = MixedMLP(*map(len, kept)).to(weights.dtype)
-    state, kinds = {}, _kinds(form, activations, masks)  # (L, H)
-    for layer, (before, here) in enumerate(zip(kept, kept[1:], strict=False)):
-        place = layer if layer < depth else -1
-        on = masks[layer - 1, before] if layer else torch.ones(form.inputs)  # what is off is not read
-        state[f"fc{layer + 1}.weight"] = weights[place][here][:, before] * on
-        state[f"fc{layer + 1}.bias"] = biases[place, here]
-        if layer < depth:
-            state[f"activation{layer + 1}"] = kinds[layer, here]
-    made.load_state_dict(state)
-    return made.eval()
-
-
-def from_network(form: Form, module: nn.Module) -> Parts:
-    """One network in this form: a MixedMLP, or a Sequential of linear layers with activations between them.
-
-    Raises ValueError naming the layer that is none of these, too wide or too many.
-    """
-    layers = _mixed(module) if isinstance(module, MixedMLP) else _sequential(module)
-    sizes = [layers[0][1].shape[1], *(len(weight) for _, weight, _, _ in layers)]
-    if not 2 <= len(layers) <= form.depth + 1:
-        raise ValueError(f"network: {len(layers) - 1} hidden layers, {form} has room for 1 to {form.depth}")
-    if (sizes[0], sizes[-1]) != (form.inputs, form.outputs):
-        raise ValueError(f"network: {sizes[0]} inputs and {sizes[-1]} outputs, expected those of {form}")
-    parts = empty(form, torch.tensor([len(layers) - 1]), layers[0][1].dtype)
-    for layer, (name, weight, bias, activations) in enumerate(layers):
-        place = layer if activations else -1
-        if activations and len(weight) > form.width:
-            raise ValueError(f"layer {name!r}: {len(weight)} units, {form} has room for {form.width}")
-        parts.weights[0, place, : weight.shape[0], : weight.shape[1]] = weight
-        parts.biases[0, place, : len(bias)] = bias
-        for unit, activation in enumerate(activations):
-            if activation is None:  # off
-                continue
-            if activation not in form.activations:
-                raise ValueError(f"layer {name!r}: activation {activation}, {form} has none such")
-            parts.activations[0, layer, unit, form.activations.index(activation)] = 1
-            parts.masks[0, layer, unit] = 1
-    return parts
-
-
-def empty(form: Form, depth: Tensor, dtype: torch.dtype = torch.float32) -> Parts:
-    """Networks of these depths (n,) in which everything is 0: all units off."""
-    return Parts(*(torch.zeros(part.shape, dtype=dtype) for part in used(form, depth)[:4]), depth)
-
-
-Layer = tuple[str, Tensor, Tensor, list]  # name, weight, bias, activation of each unit; none of the outputs
-
-
-def _mixed(module: MixedMLP) -> list[Layer]:
-    layers, names = [], [*UNITS]
-    for i in range(1, module.hidden + 2):
-        linear, kinds = module.get_submodule(f"fc{i}"), []
-        if i <= module.hidden:
-            kinds = [None if kind == OFF else names[kind] for kind in module.get_buffer(f"activation{i}").tolist()]
-        layers.append((f"fc{i}", linear.weight.detach(), linear.bias.detach(), kinds))
-    return layers
-
-
-def _sequential(module: nn.Module) -> list[Layer]:
-    if not isinstance(module, nn.Sequential):
-        raise ValueError(f"network: {type(module).__name__}, expected nn.Sequential or MixedMLP")
-    layers, pending = [], None  # the linear layer whose activation comes next
-    for name, layer in module._modules.items():  # named_children leaves out an activation that is used again
-        if isinstance(layer, nn.Linear):
-            if pending:
-                layers.append((*pending, ["identity"] * len(pending[1])))
-            bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
-            pending = (name, layer.weight.detach(), bias)
-        elif pending and _activation(layer):
-            layers.append((*pending, [_activation(layer)] * len(pending[1])))
-            pending = None
-        elif not isinstance(layer, nn.Flatten | nn.Dropout):
-            raise ValueError(
-                f"layer {name!r}: {layer} is not understood here; expected Linear, then one of "
-                f"{', '.join(kind.__name__ for kind in MODULES)} (LeakyReLU of slope 0.01, GELU exact), and so on"
-            )
-    if not pending:
-        raise ValueError("network: does not end with a linear layer, as the outputs of this form do")
-    return [*layers, (*pending, [])]
-
-
-def _activation(layer: nn.Module) -> str | None:
-    if getattr(layer, "negative_slope", 0.01) != 0.01 or getattr(layer, "approximate", "none") != "none":
-        return None
-    return MODULES.get(type(layer))
-
-
-def _kinds(form: Form, activations: Tensor, masks: Tensor) -> Tensor:
-    """Each unit's place in `networks.UNITS`, or OFF: (..., H) of shares (..., H, A) and masks (..., H)."""
-    places = torch.tensor([[*UNITS].index(name) for name in form.activations])
-    return torch.where(masks > 0, places[activations.argmax(-1)], OFF)
-
-
-def _check_plain(parts: Parts) -> None:
+def check_plain(parts: Parts) -> None:
+    """Raise ValueError for networks that `hardened` has not made plain."""
     on = parts.masks > 0
     if not (parts.masks[on] == 1).all() or not (parts.activations[on].amax(-1) == 1).all():
         raise ValueError("parts: masks or activations between 0 and 1; make them plain by `hardened` first")
 
 
-# ---- many plain networks as a zoo --------------------------------------------------------------------------------
-
-
-def to_zoo(form: Form, parts: Parts, provenance: dict | None = None, **facts: np.ndarray) -> Zoo:
-    """Plain networks as a Zoo of one padded architecture, with the facts model, depth, units, non_zeros and the given.
-
-    Its hidden layers beyond a network's own hand on what they get. A zoo is float32.
-    Raises ValueError for networks that `hardened` has not made plain.
-    """
-    _check(form, parts)
-    _check_plain(parts)
-    weights, biases, activations, masks, depth = parts
-    n, W, L = len(depth), form.width, form.depth
-    beyond = torch.arange(L) >= depth[:, None]  # (n, L)
-    last = masks[torch.arange(n), depth - 1, :W]  # (n, W) units that the outputs read
-    kinds = _kinds(form, activations, masks)[..., :W]
-    handing = torch.where(last > 0, [*UNITS].index("identity"), OFF)
-    kinds = torch.where(beyond[..., None], handing[:, None], kinds)
-    state = {}
-    for layer in range(L + 1):
-        inputs, outputs = form.inputs if layer == 0 else W, W if layer < L else form.outputs
-        own, bias = weights[:, layer, :outputs, :inputs], biases[:, layer, :outputs]
-        if 0 < layer < L:
-            own = torch.where(beyond[:, layer, None, None], torch.diag_embed(last), own)
-        state |= {f"fc{layer + 1}.weight": own, f"fc{layer + 1}.bias": bias}
-    state |= {f"activation{layer + 1}": kinds[:, layer].to(weights) for layer in range(L)}
-    sizes = form.inputs, *[W] * L, form.outputs
-    name, layout = f"mixed-{'-'.join(map(str, sizes))}", Layout.of(MixedMLP(*sizes))
-    facts = {
-        "model": np.arange(n),
-        "depth": depth.numpy(),
-        "units": units(parts).sum(1).numpy(),
-        "non_zeros": non_zeros(form, parts).numpy(),
-    } | facts
-    return Zoo(layout.flatten(state).float(), layout, facts, name, (provenance or {}) | {"form": asdict(form)})
-
-
-def from_zoo(zoo: Zoo) -> tuple[Form, Parts]:
-    """The form and plain networks that `to_zoo` made this zoo of. Raises ValueError for another zoo."""
-    if "form" not in zoo.provenance or "depth" not in zoo.facts:
-        raise ValueError(f"zoo: {zoo!r} has no form or fact depth; expected one made by mlp_matrix.to_zoo")
-    form = Form(**zoo.provenance["form"] | {"activations": tuple(zoo.provenance["form"]["activations"])})
-    depth, state, W = torch.from_numpy(zoo.facts["depth"]), zoo.layout.unflatten(zoo.weights), form.width
-    parts, real = empty(form, depth), used(form, depth)
-    places = torch.tensor([[*UNITS].index(name) for name in form.activations])
-    for layer in range(form.depth + 1):
-        weight = state[f"fc{layer + 1}.weight"]
-        parts.weights[:, layer, : weight.shape[1], : weight.shape[2]] = weight
-        parts.biases[:, layer, : weight.shape[1]] = state[f"fc{layer + 1}.bias"]
-        if layer < form.depth:
-            parts.activations[:, layer, :W] = (state[f"activation{layer + 1}"][..., None] == places).float()
-    parts = Parts(*(part * here for part, here in zip(parts[:4], real[:4], strict=True)), depth)
-    return form, parts._replace(masks=parts.activations.sum(-1))
+def units(parts: Parts) -> Tensor:
+    """(n, L) hidden units that are on in each layer, of plain networks."""
+    return (parts.masks >= 0.5).sum(-1)

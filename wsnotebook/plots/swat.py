@@ -10,37 +10,14 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from wsnotebook import cornn
-from wsnotebook.methods import mlp_fitting
-from wsnotebook.methods.latent_search import Found
-from wsnotebook.methods.mlp_fitting import Control
+from wsnotebook.methods.mlp_arms import BUDGETS, at_budgets, log_ratios, runs, verdict
 from wsnotebook.plots.common import INK, styled
 from wsnotebook.plots.flow import LANDMARK, LOOKS
 from wsnotebook.plots.search import ABOVE, BELOW
 
-BUDGETS = (7, 10, 14, 20, 30, 50, 80)  # non-zeros, at most
 REFERENCES = {"constant": ":", "affine": "-.", "quadratic": "--"}
 HEIGHT = 18  # functions of one column of the map of wins
 FACTOR = 4.0  # ratio of errors at which its colours end
-
-
-def at_budgets(arm, function: str, budgets: Sequence[int] = BUDGETS) -> np.ndarray:
-    """Test errors (runs, budgets) of the networks with so many non-zeros at most that are best on validation rows.
-
-    arm: a `latent_search.Found`, a `mlp_fitting.Control`, or several of one kind. NaN where there is no network.
-    """
-    if not isinstance(arm, Found | Control):
-        return np.concatenate([at_budgets(run, function, budgets) for run in arm])
-    if isinstance(arm, Found):
-        rows = arm.rows(function)
-        count, validation, test = (arm.facts[name][rows] for name in ("non_zeros", "validation", "test"))
-    else:
-        row = arm.names.index(function)
-        count, validation, test = arm.non_zeros[row], arm.validation[row], arm.test[row]
-    found = np.full((1, len(budgets)), np.nan)
-    for k, budget in enumerate(budgets):
-        if ((count <= budget) & validation.isfinite()).any():
-            found[0, k] = test[mlp_fitting.best_at(count, validation, budget)]
-    return found
 
 
 # ---- what the search is worth --------------------------------------------------------------------------------------
@@ -61,7 +38,7 @@ def fronts(
     figure = Figure(figsize=(7, 0.8 + 1.9 * down))
     panels = figure.subplots(down, across, squeeze=False, sharex=True)
     for axes, name in zip(panels.flat, names, strict=False):
-        values = {arm: at_budgets(runs, name, budgets) for arm, runs in arms.items()}
+        values = {arm: at_budgets(own, name, budgets) for arm, own in arms.items()}
         for (arm, errors), (colour, marker) in zip(values.items(), cycle(LOOKS), strict=False):
             median = _over_runs(np.nanmedian, errors)
             axes.plot(budgets, median, color=colour, marker=marker, ms=4, lw=1.3, label=arm)
@@ -98,15 +75,18 @@ def wins(
     """How many times larger every other arm's test error is than the first's, at equal non-zeros: a cell a function.
 
     Geometric means over the budgets that both arms meet, and over runs; arms as in `fronts`. Blue: the first is
-    better. Raises ValueError for less than two arms, or a function that an arm has not.
+    better; bold: the paired 95 % interval over runs says so (or the opposite). Raises ValueError for less than two
+    arms, or a function that an arm has not.
     """
     names = _checked(arms, table, names)
     first, *others = arms
     if not others:
         raise ValueError(f"arms: {first!r} alone, expected one or more others to compare it with")
-    logs = np.array([[_ratio(arms[first], arms[other], name, budgets) for other in others] for name in names])
+    ratios = [[log_ratios(arms[first], arms[other], name, budgets) for other in others] for name in names]
+    logs = np.array([[_mean(own) for own in row] for row in ratios])  # (functions, others)
+    sure = np.array([[verdict(own) for own in row] for row in ratios])
     across = -(-len(names) // HEIGHT)
-    figure = Figure(figsize=(7, 1.6 + 0.19 * min(len(names), HEIGHT)))
+    figure = Figure(figsize=(7, 1.8 + 0.19 * min(len(names), HEIGHT)))
     panels = figure.subplots(1, across, squeeze=False)[0]
     limit = np.log(FACTOR)
     for k, axes in enumerate(panels):
@@ -115,7 +95,8 @@ def wins(
         for (row, column), value in np.ndenumerate(logs[own]):
             ink = "white" if abs(value) > 0.6 * limit else INK
             text = "" if np.isnan(value) else f"{np.exp(value):.2g}" if value < np.log(100) else ">100"
-            axes.text(column, row, text, ha="center", va="center", fontsize=6, color=ink)
+            weight = "bold" if sure[own][row, column] else "normal"
+            axes.text(column, row, text, ha="center", va="center", fontsize=6, color=ink, fontweight=weight)
         axes.set_yticks(range(len(names[own])), names[own], fontsize=7)
         axes.set_xticks(range(len(others)), others, fontsize=7, rotation=40, ha="left", rotation_mode="anchor")
         axes.set_ylim(min(len(names), HEIGHT) - 0.5, -0.5)
@@ -125,20 +106,27 @@ def wins(
     ticks = [1 / FACTOR, FACTOR**-0.5, 1, FACTOR**0.5, FACTOR]
     bar.set_ticks(np.log(ticks), labels=[f"{tick:g}" for tick in ticks])
     bar.set_label(f"test error over that of {first!r}, at equal non-zeros")
-    better = "; ".join(
-        f"{other}: {(column > 0).sum()} of {(~np.isnan(column)).sum()}"
-        for other, column in zip(others, logs.T, strict=True)
-    )
-    figure.suptitle(f"Functions on which {first!r} has the lower error than\n{better}", x=0.01, ha="left")
+    figure.suptitle(_outcome(first, others, logs, sure, len(runs(arms[first]))), x=0.01, ha="left")
     return figure
+
+
+def _outcome(first: str, others: list[str], logs: np.ndarray, sure: np.ndarray, n: int) -> str:
+    if n == 1:
+        counts = [f"{(own > 0).sum()} of {(~np.isnan(own)).sum()}" for own in logs.T]
+        head = f"Functions on which {first!r} has the lower error than"
+    else:
+        counts = [f"{(own > 0).sum()} / {(own == 0).sum()} / {(own < 0).sum()}" for own in sure.T]
+        head = f"Functions on which {first!r} wins / ties / loses, by {n} seeds, against"
+    named = [f"{other}: {count}" for other, count in zip(others, counts, strict=True)]
+    return "\n".join([head, *("; ".join(named[i : i + 3]) for i in range(0, len(named), 3))])
 
 
 def _checked(arms: Mapping, table: cornn.Table, names: Sequence[str] | None) -> list[str]:
     if not arms:
         raise ValueError("arms is empty: pass {name: a search's Found, or a Control}")
     names = list(table.names if names is None else names)
-    for arm, runs in arms.items():
-        for run in [runs] if isinstance(runs, Found | Control) else runs:
+    for arm, own in arms.items():
+        for run in runs(own):
             missing = [name for name in names if name not in run.names or name not in table.names]
             if missing:
                 raise ValueError(f"arm {arm!r}: has no function {missing[0]!r}; it has {', '.join(run.names)}")
@@ -151,12 +139,8 @@ def _over_runs(measure, errors: np.ndarray) -> np.ndarray:
     return np.where(found, measure(np.where(found, errors, 0), axis=0), np.nan)
 
 
-def _ratio(first, other, name: str, budgets: Sequence[int]) -> float:
-    """Logarithm of other's error over first's, mean over the budgets at which both have networks."""
-    own, theirs = (
-        _over_runs(np.nanmean, np.log(np.maximum(at_budgets(arm, name, budgets), 1e-30))) for arm in (first, other)
-    )
-    return float(np.mean((theirs - own)[~np.isnan(theirs - own)])) if (~np.isnan(theirs - own)).any() else np.nan
+def _mean(ratios: np.ndarray) -> float:
+    return float(np.nanmean(ratios)) if not np.isnan(ratios).all() else np.nan
 
 
 # ---- the autoencoder, and compression ------------------------------------------------------------------------------
@@ -225,7 +209,7 @@ def compression(outputs: Mapping, curves: Mapping) -> Figure:
     """
     if not outputs or not curves:
         raise ValueError("outputs or curves is empty: pass {label: (target, output)} and {label: (non_zeros, error)}")
-    across = min(3, len(outputs) + 1)
+    across = 2 if len(outputs) in (1, 3) else 3
     down = -(-(len(outputs) + 1) // across)
     figure = Figure(figsize=(7, 0.5 + 2.4 * down))
     panels = figure.subplots(down, across, squeeze=False)
