@@ -102,10 +102,37 @@ def embeddings() -> str:
     return "\n\n".join([*parts, "**What latents decode to**: test accuracy", evaluation.markdown(heads, decoded)])
 
 
+def searches() -> str:
+    """The text between README's search marks: notebook 05's verdicts, its autoencoder, and compressed teachers."""
+    every, untouched, depths, *compressed = (
+        json.loads((ROOT / f"figures/laptop/05_swat_nn/{name}.json").read_text(encoding="utf-8"))["metrics"]
+        for name in ("all_functions", "functions_that_no_setting_was_tuned_on", "depths", "compressed_413")
+    )
+    parts = [
+        "On how many of the 54 functions the trained decoder **wins / ties / loses**, by paired intervals over 5 seeds"
+    ]
+    parts += [evaluation.markdown(every["columns"], every["rows"])]
+    parts += [
+        "... and of the 36 on which no setting was tuned",
+        evaluation.markdown(untouched["columns"], untouched["rows"]),
+    ]
+    fvu = ", ".join(f"{depths[f'depth {d}']:.2g}" for d in (1, 2, 3, 4))
+    parts += [f"Held-out networks of 1, 2, 3, 4 hidden layers, decoded: {fvu} of the variance missed (median).\n"]
+    head = "**A trained network of 413 weights, smaller**: share of its outputs' variance that is missed, in 1e-4"
+    parts += [f"{head}, mean of 3 seeds"]
+    (facts,) = compressed
+    rows = [
+        [way, *(f"{1e4 * sum(column) / len(column):.2g}" for column in zip(*errors, strict=True))]
+        for way, errors in facts["errors"].items()
+    ]
+    return "\n\n".join([*parts, evaluation.markdown(facts["columns"], rows)])
+
+
 SECTIONS = {  # by their marks in README
     "results": compression,
     "zoo results": zoos,
     "sane results": embeddings,
+    "search results": searches,
     "flow results": flows,
 }
 

@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from wsnotebook import cornn
-from wsnotebook.methods.mlp_arms import BUDGETS, at_budgets, log_ratios, runs, verdict
+from wsnotebook.methods.mlp_arms import BUDGETS, FLOOR, at_budgets, log_ratios, runs, verdict
 from wsnotebook.plots.common import INK, styled
 from wsnotebook.plots.flow import LANDMARK, LOOKS
 from wsnotebook.plots.search import ABOVE, BELOW
@@ -224,9 +224,9 @@ def compression(outputs: Mapping, curves: Mapping) -> Figure:
         axes.set(title=label, xlabel="original", ylabel="compressed", aspect="equal")
     for (label, (count, error)), (colour, marker) in zip(curves.items(), cycle(LOOKS), strict=False):
         order = np.argsort(count)
-        count, error = np.asarray(count)[order], np.asarray(error)[order]
+        count, error = np.asarray(count)[order], np.maximum(np.asarray(error)[order], FLOOR)
         last.plot(count, error, color=colour, marker=marker, ms=4, label=label)
-    last.set(xlabel="non-zeros", ylabel="error", yscale="log")
+    last.set(xlabel="non-zeros", ylabel=f"error, at least {FLOOR:g}", yscale="log")
     last.legend(loc="best")
     for axes in panels.flat[len(outputs) + 1 :]:
         axes.set_axis_off()
