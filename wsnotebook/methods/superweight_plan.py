@@ -76,6 +76,28 @@ class Plan:
         }
 
     @property
+    def least(self) -> int:
+        """What it needs, as its budget counts."""
+        return self.sizes["shared" if self.counted == "all" else "templates"]
+
+    def regrouped(self, clusters: Sequence[Sequence[Layer]]) -> "Plan":
+        """With these clusters of the same layers, one template an increment, and a vector for every use of it."""
+        shapes = [ladder([layer.shape for layer in cluster])[0] for cluster in clusters]
+        rows = [
+            tuple(tuple(range(len(users_of(cluster, own, r)))) for r in range(len(own)))
+            for cluster, own in zip(clusters, shapes, strict=True)
+        ]
+        one = tuple((1,) * len(own) for own in shapes)
+        return replace(self, clusters=tuple(map(tuple, clusters)), templates=one, rows=tuple(rows))
+
+    def filled(self, budget: int | None, most: int) -> "Plan | None":
+        """A regrouped plan with as many templates, up to `most`, as fit (budget None: no limit); None: not even it."""
+        if budget is not None and self.least > budget:
+            return None
+        plan = replace(self, budget=budget)
+        return replace(plan, templates=_templates(plan, most))
+
+    @property
     def composition_macs(self) -> int:
         """Products that making every layer's weight once takes, no two of them in common."""
         return sum(

@@ -17,7 +17,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsnotebook.methods.superweight_clusters import Layer, ladder, users_of
+from wsnotebook.methods.superweight_clusters import Layer
 from wsnotebook.methods.superweight_plan import Plan, allocate
 from wsnotebook.methods.superweight_similarities import Similarities, minibatches
 from wsnotebook.methods.superweights import Bank
@@ -77,25 +77,12 @@ def fitting(
     heights = np.concatenate([1 - tree[:, 2] for _, tree in _trees(of, linkage)])
     tries = [threshold, *sorted({float(height) for height in heights if height < threshold}, reverse=True)]
     one = [[layer for layer in of.layers if layer.shape[2:] == k] for k in sorted({l.shape[2:] for l in of.layers})]
-    counted = options.get("counted", "all")
-    most = math.inf if budget is None else budget
-    if counted == "all":
-        most -= allocate(networks, x, clusters=one, **options).sizes["private"]
+    plain = allocate(networks, x, clusters=one, **options)
     for tried in tries:
         found = clusters(of, tried, linkage)
-        if _least(found, counted) <= most:
+        if budget is None or plain.regrouped(found).least <= budget:
             return tried, allocate(networks, x, budget, clusters=found, **options)
     return -math.inf, allocate(networks, x, budget, clusters=one, **options)
-
-
-def _least(found: Sequence[Sequence[Layer]], counted: str) -> int:
-    """Numbers of a bank of these clusters with one template each, without what is private."""
-    total = 0
-    for cluster in found:
-        shapes, increments = ladder([layer.shape for layer in cluster])
-        total += sum(step.size for step in increments)
-        total += sum(len(users_of(cluster, shapes, r)) for r in range(len(shapes))) if counted == "all" else 0
-    return total
 
 
 # ---- coefficient vectors -----------------------------------------------------------------------------------------

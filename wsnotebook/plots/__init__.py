@@ -31,6 +31,12 @@ from wsnotebook.plots.sane import properties as properties
 from wsnotebook.plots.sane import sane_training as sane_training
 from wsnotebook.plots.search import network_graph as network_graph
 from wsnotebook.plots.search import search_frame as search_frame
+from wsnotebook.plots.superweights import anytime as anytime
+from wsnotebook.plots.superweights import budgets as budgets
+from wsnotebook.plots.superweights import coefficients as coefficients
+from wsnotebook.plots.superweights import sharing_frame as sharing_frame
+from wsnotebook.plots.superweights import sharing_map as sharing_map
+from wsnotebook.plots.superweights import similarities as similarities
 from wsnotebook.plots.swat import compression as compression
 from wsnotebook.plots.swat import depth_report as depth_report
 from wsnotebook.plots.swat import fronts as fronts
