@@ -322,7 +322,7 @@ def test_thinner_networks_have_as_many_parameters_as_fit(share, convolutional, n
 
 @pytest.mark.parametrize(("base", "parameters"), [(16, 1_248_296), (8, 314_536), (6, 177_856)])
 def test_counts_of_thinned_wide_residual_networks(base, parameters):
-    """Those of the small demonstration in the dossier: channels base, base w, 2 base w, 4 base w."""
+    """WRNs with channels base, base w, 2 base w, 4 base w."""
     names = "wrn-16-2", "wrn-16-1", "wrn-10-2", "wrn-10-1"
     nets = [thinned(networks.build(name), base / 16) for name in names]
     assert sum(p.numel() for network in nets for p in network.parameters()) == parameters

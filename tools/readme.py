@@ -103,29 +103,28 @@ def embeddings() -> str:
 
 
 def searches() -> str:
-    """The text between README's search marks: notebook 05's verdicts, its autoencoder, and compressed teachers."""
-    every, untouched, depths, *compressed = (
+    """The text between README's search marks: notebook 05's verdicts, its autoencoder, and a compressed teacher."""
+    every, untouched, wins, depths, smaller = (
         json.loads((ROOT / f"figures/laptop/05_swat_nn/{name}.json").read_text(encoding="utf-8"))["metrics"]
-        for name in ("all_functions", "functions_that_no_setting_was_tuned_on", "depths", "compressed_413")
+        for name in ("all_functions", "functions_that_no_setting_was_tuned_on", "wins", "depths", "compressed_413")
     )
-    parts = [
-        "On how many of the 54 functions the trained decoder **wins / ties / loses**, by paired intervals over 5 seeds"
-    ]
-    parts += [evaluation.markdown(every["columns"], every["rows"])]
-    parts += [
-        "... and of the 36 on which no setting was tuned",
-        evaluation.markdown(untouched["columns"], untouched["rows"]),
-    ]
+    seeds = {len(runs) for own in wins["errors"].values() for runs in own.values()}.pop()
+    parts = []
+    for head, verdicts in (("All {}", every), ("The {} that no setting was tuned on", untouched)):
+        functions = sum(map(int, verdicts["rows"][0][1].split(" / ")))
+        parts += [
+            f"**{head.format(f'{functions} functions')}**: the trained decoder wins / ties / loses, by {seeds} seeds"
+        ]
+        parts += [evaluation.markdown(verdicts["columns"], verdicts["rows"])]
     fvu = ", ".join(f"{depths[f'depth {d}']:.2g}" for d in (1, 2, 3, 4))
-    parts += [f"Held-out networks of 1, 2, 3, 4 hidden layers, decoded: {fvu} of the variance missed (median).\n"]
-    head = "**A trained network of 413 weights, smaller**: share of its outputs' variance that is missed, in 1e-4"
-    parts += [f"{head}, mean of 3 seeds"]
-    (facts,) = compressed
+    parts += [f"Held-out networks of 1, 2, 3, 4 hidden layers, decoded: {fvu} of the variance missed (median)."]
     rows = [
         [way, *(f"{1e4 * sum(column) / len(column):.2g}" for column in zip(*errors, strict=True))]
-        for way, errors in facts["errors"].items()
+        for way, errors in smaller["errors"].items()
     ]
-    return "\n\n".join([*parts, evaluation.markdown(facts["columns"], rows)])
+    head = "**A trained network of 413 weights, smaller**: share of its outputs' variance that is missed, in 1e-4"
+    parts += [f"{head}, mean of {len(smaller['errors']['cut'])} seeds"]
+    return "\n\n".join([*parts, evaluation.markdown(smaller["columns"], rows)])
 
 
 SECTIONS = {  # by their marks in README

@@ -43,7 +43,15 @@ def press(page, key, k=0):
     return page.evaluate("() => window.drawn")
 
 
+def changed(page, before, what="data", *, seen=SEEN):
+    """What `seen` tells of the page once its entry `what` is other than before."""
+    other = f"([before, what]) => JSON.stringify(({seen})()[what]) !== JSON.stringify(before)"
+    page.wait_for_function(other, arg=[before[what], what], timeout=20_000)
+    page.wait_for_timeout(800)
+    return page.evaluate(seen)
+
+
 def kept(page, name):
-    """Put the first plot on a screenshot in runs/screenshots/."""
+    """Put the last cell's output, a whole explorer, on a screenshot in runs/screenshots/."""
     page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    page.locator(".jp-OutputArea-output").last.screenshot(path=SCREENSHOTS / f"{name}.png")

@@ -3,6 +3,9 @@
 The screenshots are kept in runs/screenshots/.
 """
 
+from functools import partial
+
+import driving
 import pytest
 from driving import kept, press
 
@@ -27,6 +30,7 @@ SEEN = """() => {
     numbers: [...plot.querySelectorAll('.textpoint text')].map(text => Number(text.textContent)),
   };
 }"""
+changed = partial(driving.changed, seen=SEEN)
 ROWS = 360  # of the validation digits
 
 
@@ -35,14 +39,6 @@ def page(ran):
     page = ran("latent", CELL)
     yield page
     page.close()
-
-
-def changed(page, before, what="data"):
-    """What is shown once that is other than before."""
-    other = f"([before, what]) => JSON.stringify(({SEEN})()[what]) !== JSON.stringify(before)"
-    page.wait_for_function(other, arg=[before[what], what], timeout=20_000)
-    page.wait_for_timeout(400)
-    return page.evaluate(SEEN)
 
 
 def test_keys_walk(page):

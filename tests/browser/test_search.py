@@ -3,8 +3,11 @@
 The screenshots are kept in runs/screenshots/.
 """
 
+from functools import partial
+
+import driving
 import pytest
-from driving import SCREENSHOTS, press
+from driving import kept, press
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -33,6 +36,7 @@ SEEN = """() => {
     left: Object.values(plot.layout.scene.camera.eye),
   };
 }"""
+changed = partial(driving.changed, seen=SEEN)
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +56,6 @@ def turn(page):
     page.mouse.up()
     page.wait_for_timeout(1500)  # on a slow machine it still glides a little, and comes back at the next step
     return page.evaluate(SEEN)["left"]
-
-
-def changed(page, before, what="data"):
-    """What is shown once that is other than before."""
-    other = f"([before, what]) => JSON.stringify(({SEEN})()[what]) !== JSON.stringify(before)"
-    page.wait_for_function(other, arg=[before[what], what], timeout=20_000)
-    page.wait_for_timeout(800)
-    return page.evaluate(SEEN)
-
-
-def kept(page, name):
-    """The whole explorer on a screenshot."""
-    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
-    page.locator(".jp-OutputArea-output").last.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
 def test_keys_replay_the_search(page):

@@ -3,8 +3,11 @@
 The screenshots are kept in runs/screenshots/.
 """
 
+from functools import partial
+
+import driving
 import pytest
-from driving import SCREENSHOTS
+from driving import kept
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -32,6 +35,7 @@ SEEN = """() => {
     place: JSON.stringify(plot.data.filter(t => t.name.endsWith(' here')).map(t => [values(t.x), values(t.y)])),
   };
 }"""
+changed = partial(driving.changed, seen=SEEN)
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +43,6 @@ def page(ran):
     page = ran("sharing", CELL)
     yield page
     page.close()
-
-
-def changed(page, before, what):
-    """What is shown once that is other than before."""
-    other = f"([before, what]) => ({SEEN})()[what] !== before"
-    page.wait_for_function(other, arg=[before[what], what], timeout=20_000)
-    page.wait_for_timeout(500)
-    return page.evaluate(SEEN)
-
-
-def kept(page, name):
-    """The whole explorer on a screenshot."""
-    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
-    page.locator(".jp-OutputArea-output").last.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
 def test_keys_regroup_the_layers(page):

@@ -3,6 +3,7 @@
 The screenshots are kept in runs/screenshots/.
 """
 
+import driving
 import pytest
 from driving import SEEN, kept, press
 
@@ -29,9 +30,7 @@ def page(ran):
 
 def changed(page, before):
     """What is shown once its readout and its drawn data are others than before."""
-    page.wait_for_function(f"before => ({SEEN})().data !== before", arg=before["data"], timeout=20_000)
-    page.wait_for_timeout(300)
-    after = page.evaluate(SEEN)
+    after = driving.changed(page, before)
     assert after["readout"] != before["readout"]
     return after
 

@@ -256,14 +256,8 @@ def _templates(plan: Plan, most: int) -> tuple[tuple[int, ...], ...]:
     private = every * _private(plan.clusters, plan.parameters)
     least = private + sum(costs.values())
     if plan.budget is not None and plan.budget < least:
-        layers = [layer for cluster in plan.clusters for layer in cluster]
-        few = depth_bins(layers, 1)  # one cluster for each kernel size
-        fewest = private + sum(
-            step.size + every * len(users_of(cluster, shapes, r))
-            for cluster in few
-            for shapes, steps in [ladder([layer.shape for layer in cluster])]
-            for r, step in enumerate(steps)
-        )
+        few = depth_bins([layer for cluster in plan.clusters for layer in cluster], 1)  # one for each kernel size
+        fewest = plan.regrouped(few).least
         raise ValueError(
             f"budget={plan.budget:,} (counted={plan.counted!r}): these {len(plan.clusters)} clusters need at least "
             f"{least:,}{f', {private:,} of it private to members' if every else ''}; {len(few)}, one for each kernel "
