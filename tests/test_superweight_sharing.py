@@ -204,6 +204,18 @@ def test_the_last_try_is_one_cluster_a_kernel_size(members, digits, found):
     assert [len({layer.shape[2:] for layer in cluster}) for cluster in plan.clusters] == [1, 1]
 
 
+def test_bins_are_as_many_as_fit(members, digits):
+    x, bins = digits.train[0][:1], 6
+    least = {n: allocate(members, x, clusters=n, most=1, sharing="own").least for n in range(1, bins + 1)}
+    for budget in sorted({*least.values(), *(value - 1 for value in least.values())} - {least[1] - 1}):
+        plan = sharing.fitting_bins(members, x, budget, bins)
+        most = max(n for n in least if least[n] <= budget)
+        assert plan == allocate(members, x, budget, clusters=most)
+    assert sharing.fitting_bins(members, x, None, bins) == allocate(members, x, clusters=bins)
+    with pytest.raises(ValueError, match=f"need at least {least[1]:,}"):
+        sharing.fitting_bins(members, x, least[1] - 1, bins)
+
+
 # ---- coefficients ------------------------------------------------------------------------------------------------
 
 

@@ -96,11 +96,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(stage, epoch, convolutional
     assert same(train(convolutional, few, replace(FULL, pretraining=4), 100_000, keep=True), whole)
 
 
-def test_five_arms_within_the_budget(convolutional, few):
+def test_arms_within_the_budget(convolutional, few):
     budget = 90_000
     found = study.arms(convolutional, few, replace(QUICK, epochs=1, unshare=(1,)), budget)
     assert list(found) == list(study.ARMS)
-    for arm in ("bank", "random groups", "hard slices"):
+    for arm in ("bank", "gradient groups", "random groups", "hard slices"):
         assert found[arm].plan.sizes["unshared"] + found[arm].plan.sizes["templates"] <= budget
         assert found[arm].plan.sizes["shared"] <= budget
     assert found["thin"].plan.sizes["shared"] <= found["bank"].plan.sizes["shared"]
@@ -109,6 +109,16 @@ def test_five_arms_within_the_budget(convolutional, few):
     hard = found["hard slices"].model.coefficients
     assert all(((vectors == 0) | (vectors == 1)).all() and (vectors.sum(1) == 1).all() for vectors in hard)
     assert any(((vectors != 0) & (vectors != 1)).any() for vectors in found["bank"].model.coefficients)
+
+
+def test_separate_networks_are_kept_whatever_the_bank_beside_them_is(nets, few, monkeypatch):
+    alone = replace(QUICK, groups="none")
+    result = train(nets, few, alone, keep=True)
+    monkeypatch.setattr(Run, "train_epoch", None)
+    others = {"bins": 5, "threshold": 0.0, "templates": 2, "sharing": "own", "hard": True, "unshare": (1,)}
+    assert same(train(nets, few, replace(alone, **others), 4_000, keep=True), result)
+    with pytest.raises(TypeError):
+        train(nets, few, replace(alone, lr=0.01), keep=True)
 
 
 def test_one_network_below_its_own_size_trains_and_predicts(few):
@@ -399,9 +409,7 @@ def test_a_study_prepares_its_data_and_keeps_its_arms(monkeypatch):
     assert not any(torch.equal(a, b) for n, a in enumerate(fresh) for b in fresh[:n])
     found = study.study(preset, [0, 1])
     monkeypatch.setattr(Run, "train_epoch", None)  # they are kept
-    assert [same(a, b) for a, b in zip(found[1].values(), study.study(preset, [1])[0].values(), strict=True)] == [
-        True
-    ] * 5
+    assert all(same(a, b) for a, b in zip(found[1].values(), study.study(preset, [1])[0].values(), strict=True))
     assert not same(found[0]["bank"], found[1]["bank"])
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from wsnotebook import networks
 from wsnotebook.methods import superweight_composition
 from wsnotebook.methods.superweight_plan import allocate
-from wsnotebook.methods.superweights import Bank
+from wsnotebook.methods.superweights import Bank, _first_templates
 
 WRNS = ("wrn-16-1", "wrn-10-2", "wrn-10-1")
 CROPPED = ("mlp-64-30-6-20-10", "mlp-64-9-25-7-10", "mlp-64-12-12-12-10")  # shapes that do not nest
@@ -37,6 +37,20 @@ def make(family="perceptrons", share=0.7, seed=0, **options):
     floor = sum(step.size for _, steps in most.ladders for step in steps)
     budget = floor + int(share * (most.sizes["templates"] - floor)) if share else None
     return Bank(nets, allocate(nets, rows(family), budget, counted="bank", **options), seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("members", "k", "templates"),
+    [
+        ([0, 0, 0, 1, 1, 1, 2, 3], 3, [0, 1, 2, 0, 1, 2, 1, 1]),  # alike in position
+        ([0, 0, 0, 1, 1, 1, 2, 3], 4, [0, 1, 2, 3, 1, 2, 1, 1]),  # the next member's first has one of its own
+        ([0, 0, 1, 1, 1, 1], 4, [0, 2, 0, 1, 2, 3]),  # member 1 has most, so its layers are served first
+        ([0, 1, 1], 3, [0, 1, 2]),  # enough for all
+        ([0, 0, 0, 0], 1, [0, 0, 0, 0]),
+    ],
+)
+def test_layers_at_one_position_start_from_one_template(members, k, templates):
+    assert _first_templates(members, k) == templates
 
 
 def positions(bank):

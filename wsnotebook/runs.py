@@ -1,4 +1,4 @@
-"""Run notebooks without a browser: `wsnotebook list | run NN | figures | refresh`, built on papermill.
+"""Run notebooks without a browser: `wsnotebook list | run NN | figures | refresh | report`, built on papermill.
 
 Every notebook runs in a process of its own with one thread and from its own folder, so `--jobs 2` gives the numbers
 of `--jobs 1`. A notebook that fails is reported with its cell and error; the others still run.
@@ -408,6 +408,10 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(act=_refresh)
     command.add_argument("notebooks", nargs="*", help="numbers or names; default: all")
 
+    command = commands.add_parser("report", help="write the result tables of README and notebooks from figures/**.json")
+    command.set_defaults(act=_tables)
+    command.add_argument("--check", action="store_true", help="write nothing; fail if a table is not up to date")
+
     command = commands.add_parser("compress", help="write a network as a small file that gives it back bit for bit")
     command.set_defaults(act=_on_file)
     command.add_argument("model", type=Path, help="a .safetensors file, or a .pt file with a state dict")
@@ -469,6 +473,15 @@ def _run_all(options: argparse.Namespace) -> int:
 def _refresh(options: argparse.Namespace) -> int:
     runs = refresh([find(name) for name in options.notebooks] or notebooks())
     return int(any(run.error for run in runs))
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from wsnotebook import report
+
+    stale = report.update([report.home() / "README.md", *_paths()], write=not options.check)
+    for path in stale:
+        print(f"{'not up to date:' if options.check else 'wrote'} {os.path.relpath(path)}")
+    return int(options.check and bool(stale))
 
 
 def _report(chosen: list[Notebook], parameters: dict, scale: str, out: Path | None, **how) -> int:

@@ -17,7 +17,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsnotebook.methods.superweight_clusters import Layer
+from wsnotebook.methods.superweight_clusters import Layer, depth_bins, shareable
 from wsnotebook.methods.superweight_plan import Plan, allocate
 from wsnotebook.methods.superweight_similarities import Similarities, minibatches
 from wsnotebook.methods.superweights import Bank
@@ -83,6 +83,18 @@ def fitting(
         if budget is None or plain.regrouped(found).least <= budget:
             return tried, allocate(networks, x, budget, clusters=found, **options)
     return -math.inf, allocate(networks, x, budget, clusters=one, **options)
+
+
+def fitting_bins(networks: Sequence[nn.Module], x: Tensor, budget: int | None, bins: int, **options) -> Plan:
+    """The plan of so many depth bins, or of fewer, as many as fit into the budget.
+
+    options: of `allocate`, which x is for as well. Raises its ValueError when not even one for each kernel size fits.
+    """
+    layers, _ = shareable(networks, options.get("classifier", False))
+    plain = allocate(networks, x, clusters=1, **options)
+    while bins > 1 and budget is not None and plain.regrouped(depth_bins(layers, bins)).least > budget:
+        bins -= 1
+    return allocate(networks, x, budget, clusters=bins, **options)
 
 
 # ---- coefficient vectors -----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from wsnotebook.methods.superweight_training import Config, Result, train
 
 ARMS = {
     "bank": {},
+    "gradient groups": {"groups": "gradient"},
     "random groups": {"groups": "random"},
     "hard slices": {"hard": True, "sharing": "own", "unshare": ()},
     "thin": {"groups": "none"},  # separate networks of as many numbers as the bank
@@ -57,13 +58,13 @@ PRESETS = {
     "quick": Preset(
         dataset="digits",
         networks=("wrn-16-1", "wrn-10-1"),
-        config=Config(epochs=6, batch=64, shift=1, pretraining=2, bins=3, unshare=(2,)),
+        config=Config(epochs=6, batch=64, shift=1, groups="depth", bins=8, pretraining=2, sharing="own"),
         budget=140_000,
     ),
     "laptop": Preset(
         dataset="cifar10",
         networks=("wrn-16-2", "wrn-16-1", "wrn-10-2", "wrn-10-1"),
-        config=Config(epochs=15, batch=100, shift=2, flip=True, pretraining=2, unshare=(5,)),
+        config=Config(epochs=15, batch=100, shift=2, flip=True, groups="depth", bins=8, pretraining=2, sharing="own"),
         budget=177_856,  # 57 % of the separate networks
         width=0.5,
         pooled=2,
@@ -91,13 +92,14 @@ def prepared(preset: Preset, seed: int = 0, device="cpu") -> tuple[list[nn.Modul
 def arms(
     networks: Sequence[nn.Module], dataset: Dataset, config: Config, budget: int | None = None, *, keep: bool = False
 ) -> dict[str, Result]:
-    """A bank and its four controls, as `train` makes them; what is interrupted is the last."""
-    found = {}
+    """A bank and its controls, as `train` makes them; what is interrupted is the last."""
+    found, known = {}, None
     for arm, changes in ARMS.items():
-        members, known = networks, found["bank"].similarities if found else None
+        members = networks
         if arm == "thin":
             members = thinner(networks, dataset.train[0][:1], found["bank"].plan.sizes["shared"])
         found[arm] = train(members, dataset, replace(config, **changes), budget, known=known, keep=keep)
+        known = known or found[arm].similarities
         if not found[arm].finished:
             break
     return found

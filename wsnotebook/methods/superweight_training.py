@@ -21,7 +21,7 @@ from wsnotebook.layout import check_finite
 from wsnotebook.methods.superweight_baselines import Separate
 from wsnotebook.methods.superweight_plan import SHARING, Plan, allocate
 from wsnotebook.methods.superweight_run import Run
-from wsnotebook.methods.superweight_sharing import LINKAGES, fitting, matched
+from wsnotebook.methods.superweight_sharing import LINKAGES, fitting, fitting_bins, matched
 from wsnotebook.methods.superweight_similarities import KINDS, Similarities, similarities
 from wsnotebook.methods.superweights import Bank
 from wsnotebook.training import check_at_least, check_choice, fingerprint, load_kept
@@ -46,7 +46,7 @@ class Config:
     shuffles: str = "same"  # same | independent: whether all members see the same rows in a step
     distillation: float = 0.0  # d, share of the loss that is distance from the mean probabilities of those members
     groups: str = "gradient"  # gradient | random (same sizes) | depth (the initial bins) | none (separate networks)
-    bins: int = 4  # initial clusters
+    bins: int = 4  # initial clusters, by depth; with groups="depth" fewer if the budget asks for it
     pretraining: int = 5  # epochs before layers are compared; not with "depth" and "none"
     similarity: str = "gradient"  # what is compared: gradient | gradient and weight
     batches: int = 32  # minibatches whose gradients are compared
@@ -78,7 +78,20 @@ class Config:
             raise ValueError("sharing='similar' with groups='depth': nothing is compared; take 'matched' or 'own'")
 
 
-_COMPARED = "batch lr weight_decay schedule warm_up shift flip cutout members shuffles bins similarity batches seed"
+_STEPS = (
+    "batch",
+    "lr",
+    "weight_decay",
+    "schedule",
+    "warm_up",
+    "shift",
+    "flip",
+    "cutout",
+    "members",
+    "shuffles",
+    "seed",
+)
+_COMPARED, _ALONE = [*_STEPS, "bins", "similarity", "batches"], [*_STEPS, "epochs", "distillation"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +140,11 @@ def train(
     x, found, threshold = dataset.train[0][:1], None, None
     options = {"counted": config.counted, "most": config.templates}
     options["sharing"] = "matched" if config.sharing == "similar" else config.sharing
-    if config.groups == "none":
+    if config.groups == "none":  # kept whatever the bank beside them is
+        config = Config(groups="none", **{name: getattr(config, name) for name in _ALONE})
         plan = allocate(networks, x, clusters=[])
     elif config.groups == "depth":
-        plan = allocate(networks, x, budget, clusters=config.bins, **options)
+        plan = fitting_bins(networks, x, budget, config.bins, **options)
     else:
         found = known or compared(networks, dataset, config, keep=keep)
         if isinstance(found, Result):
@@ -151,7 +165,7 @@ def compared(
 
     keep: as `train` does, for all Configs with the same pretraining, whatever they do later.
     """
-    own = Config(epochs=config.pretraining, **{name: getattr(config, name) for name in _COMPARED.split()})
+    own = Config(epochs=config.pretraining, **{name: getattr(config, name) for name in _COMPARED})
     vectors = {"sharing": "single", "most": 1}  # one vector's templates are one template
     if config.similarity != "gradient":  # ... and all its weights are the same
         vectors = {"sharing": "own", "most": config.templates}

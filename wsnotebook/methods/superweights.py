@@ -56,8 +56,10 @@ class Bank(nn.Module):
             std = torch.tensor([_he(plan.clusters[g][position].shape) for position in plan.users(g, r)])
             draws = torch.randn(k, size, generator=random)
             draws *= std.max() / draws.square().mean(1, keepdim=True).sqrt()  # that scale exactly, not on average
-            vectors = 1 + max(plan.rows[g][r])
-            mix = torch.eye(k).repeat(-(-vectors // k), 1)[:vectors] + noise * torch.randn(vectors, k, generator=random)
+            members = [plan.clusters[g][position].member for position in plan.users(g, r)]
+            first = dict(zip(reversed(plan.rows[g][r]), reversed(_first_templates(members, k)), strict=True))
+            mix = torch.eye(k)[[first[v] for v in range(len(first))]]
+            mix += noise * torch.randn(mix.shape, generator=random)
             self.templates.append(draws.to(like))
             self.coefficients.append((mix / mix.norm(dim=1, keepdim=True)).to(like))
             scales.append(std / std.max())
@@ -249,6 +251,18 @@ def _exchange(optimiser: torch.optim.Optimizer, old: nn.Parameter, new: nn.Param
 def _he(shape: tuple[int, ...]) -> float:
     """Standard deviation of He et al. 2015 for a weight (o, i, *kernel) before a ReLU."""
     return math.sqrt(2 / math.prod(shape[1:]))
+
+
+def _first_templates(members: Sequence[int], k: int) -> list[int]:
+    """Which of k templates each user of an increment starts from, by position in its member.
+
+    members: of the users, each member's in order of depth. Members with most users take one template a user, as long as
+    there are any; every other user starts where the nearest of these does in relative position.
+    """
+    n = [members.count(member) for member in members]
+    place = [(members[:user].count(member) + 0.5) / n[user] for user, member in enumerate(members)]
+    taken = sorted(sorted(range(len(n)), key=lambda user: -n[user])[:k])
+    return [taken.index(min(taken, key=lambda t: (t != user, abs(place[t] - place[user])))) for user in range(len(n))]
 
 
 def _shared_weights(networks: Sequence[nn.Module], plan: Plan) -> dict:

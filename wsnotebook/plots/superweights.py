@@ -267,10 +267,11 @@ def anytime(arms: Mapping) -> Figure:
     """
     if not arms:
         raise ValueError("arms is empty: pass {name: (anytime(model, validation), its scores on the test rows)}")
-    figure = Figure(figsize=(7, 3.6))
+    figure, looks = Figure(figsize=(7, 3.6)), _looks(arms)
     panels = figure.subplots(1, 2)
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
-        for (arm, (found, scores)), (colour, marker) in zip(arms.items(), cycle(LOOKS), strict=False):
+        for arm, (found, scores) in arms.items():
+            colour, marker = looks[arm]
             values = scores[measure]
             axes.plot(found.macs, values, marker, color=colour, ms=3, alpha=0.35, mec="none")
             axes.plot(found.macs[found.front], values[found.front], color=colour, marker=marker, ms=5, label=arm)
@@ -290,10 +291,11 @@ def budgets(arms: Mapping) -> Figure:
     """
     if not arms:
         raise ValueError('arms is empty: pass {name: {share in %: {"accuracy": [a number a run], "nll": [...]}}}')
-    figure = Figure(figsize=(7, 3.4))
+    figure, looks = Figure(figsize=(7, 3.4)), _looks(arms)
     panels = figure.subplots(1, 2)
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
-        for (arm, own), (colour, marker) in zip(arms.items(), cycle(LOOKS), strict=False):
+        for arm, own in arms.items():
+            colour, marker = looks[arm]
             shares = sorted(own)
             middle, half = np.array([interval(list(own[share][measure])) for share in shares]).T
             half = None if np.isnan(half).all() else np.nan_to_num(half)
@@ -306,6 +308,12 @@ def budgets(arms: Mapping) -> Figure:
 
 
 MEASURES = {"accuracy": "accuracy (%)", "nll": "NLL (nats)"}
+ARMS = ("bank", "gradient groups", "random groups", "hard slices", "thin", "independent")  # those of a study
+
+
+def _looks(arms: Mapping) -> dict[str, tuple[str, str]]:
+    """{arm: (colour, marker)}: a study's arms have the same in every picture, others one each."""
+    return dict(zip(dict.fromkeys([*ARMS, *arms]), cycle(LOOKS), strict=False))
 
 
 @styled

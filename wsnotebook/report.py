@@ -1,26 +1,25 @@
-"""Write the README's results from figures/laptop/**.json: `python tools/readme.py`; a test compares the two."""
+"""Result tables from figures/**.json, in README and in the notebooks: `wsnotebook report`; a test compares them.
+
+A table stands between two marks, `<!-- zoo results -->` and `<!-- end of zoo results -->`, wherever these are. A mark
+is one of `SECTIONS`, or names a JSON file whose metrics are columns and rows: `laptop/08_compare_generation/made`.
+"""
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from wsnotebook import evaluation
+from wsnotebook import evaluation, figures
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-NETWORKS = {"lenet-300-100": "", "lenet-5-caffe": "lenet-5-caffe"}  # and the folder of its figures
+NETWORKS = {"lenet-300-100": "", "lenet-5-caffe": "lenet-5-caffe/"}  # and the folder of its figures
 
 
 def compression() -> str:
-    """The text between README's result marks: notebook 01's table for each network, what it cost, and on what data."""
-    folder = ROOT / "figures/laptop/01_soft_weight_sharing"
-    cost = json.loads((ROOT / "figures/laptop/costs.json").read_text(encoding="utf-8"))["01_soft_weight_sharing"]
+    """The text between result marks: notebook 01's table for each network, what it cost, and on what data."""
+    cost = _facts("costs")["01_soft_weight_sharing"]
     lines = []
     for network, place in NETWORKS.items():
-        if not (folder / place / "results.json").exists():
-            continue
-        facts = json.loads((folder / place / "results.json").read_text(encoding="utf-8"))
+        facts = _facts(f"01_soft_weight_sharing/{place}results")
         metrics, data = facts["metrics"], facts["dataset"]
         source = "official files" if data["official"] else "not the official files"
         seeds, tau = len(metrics["seeds"]), metrics["tau"]
@@ -38,11 +37,8 @@ def compression() -> str:
 
 
 def zoos() -> str:
-    """The text between README's zoo marks: notebook 03's lines between networks and its controls."""
-    lines, controls = (
-        json.loads((ROOT / f"figures/laptop/03_model_zoos/{name}.json").read_text(encoding="utf-8"))
-        for name in ("barriers", "novelty")
-    )
+    """The text between zoo marks: notebook 03's lines between networks and its controls."""
+    lines, controls = (_facts(f"03_model_zoos/{name}") for name in ("barriers", "novelty"))
     setting = f"{controls['metrics']['networks']} networks on {lines['dataset']['name']}, one zoo"
     text = evaluation.mean_and_half_width
     walks = [
@@ -60,12 +56,32 @@ def zoos() -> str:
     return "\n\n".join(parts)
 
 
+def banks() -> str:
+    """The text between bank marks: notebook 02's arms, and how far the bank is ahead of each."""
+    arms, leads = (_facts(f"02_superweights/{name}")["metrics"] for name in ("arms", "differences"))
+    text, rows = evaluation.mean_and_half_width, []
+    for arm, own in arms.items():
+        alone = " / ".join(f"{sum(column) / len(column):.1f}" for column in zip(*own["members"], strict=True))
+        rows.append([arm, f"{own['parameters']:,}", alone, text(own["accuracy"], 1), text(own["nll"], 3)])
+        rows[-1] += [
+            text(leads[arm][name], digits) if arm in leads else "" for name, digits in (("seeds", 1), ("nll", 3))
+        ]
+    columns = [
+        "parameters",
+        "members alone (%)",
+        "together (%)",
+        "NLL (nats)",
+        "the bank's lead (points)",
+        "... (nats)",
+    ]
+    return evaluation.markdown(columns, rows)
+
+
 def flows() -> str:
-    """The text between README's flow marks: notebook 06's generators, of independent networks and of siblings."""
+    """The text between flow marks: notebook 06's generators, of independent networks and of siblings."""
     text, parts = evaluation.mean_and_half_width, []
     for name in ("generators", "siblings"):
-        path = ROOT / f"figures/laptop/06_weight_flow/{name}.json"
-        facts = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        facts = _facts(f"06_weight_flow/{name}")["metrics"]
         rows = [
             [label, *(text(values, digits) for values, digits in zip(columns, (2, 2, 2, 0), strict=True))]
             for label, *columns in facts["rows"]
@@ -80,10 +96,9 @@ def flows() -> str:
 
 
 def embeddings() -> str:
-    """The text between README's SANE marks: notebook 04's probes, and what its networks are worth."""
+    """The text between SANE marks: notebook 04's probes, and what its networks are worth."""
     told, by_mlp, back, samples = (
-        json.loads((ROOT / f"figures/laptop/04_sane/{name}.json").read_text(encoding="utf-8"))["metrics"]
-        for name in ("properties", "mlp_probes", "reconstruction", "samples")
+        _facts(f"04_sane/{name}")["metrics"] for name in ("properties", "mlp_probes", "reconstruction", "samples")
     )
     told |= {features: found for features, found in by_mlp.items() if features.endswith("MLP")}
     text, targets = evaluation.mean_and_half_width, ("accuracy", "accuracy, last snapshots", "gap", "log step")
@@ -103,9 +118,9 @@ def embeddings() -> str:
 
 
 def searches() -> str:
-    """The text between README's search marks: notebook 05's verdicts, its autoencoder, and a compressed teacher."""
+    """The text between search marks: notebook 05's verdicts, its autoencoder, and a compressed teacher."""
     every, untouched, wins, depths, smaller = (
-        json.loads((ROOT / f"figures/laptop/05_swat_nn/{name}.json").read_text(encoding="utf-8"))["metrics"]
+        _facts(f"05_swat_nn/{name}")["metrics"]
         for name in ("all_functions", "functions_that_no_setting_was_tuned_on", "wins", "depths", "compressed_413")
     )
     seeds = {len(runs) for own in wins["errors"].values() for runs in own.values()}.pop()
@@ -127,8 +142,9 @@ def searches() -> str:
     return "\n\n".join([*parts, evaluation.markdown(smaller["columns"], rows)])
 
 
-SECTIONS = {  # by their marks in README
+SECTIONS = {  # by their marks
     "results": compression,
+    "bank results": banks,
     "zoo results": zoos,
     "sane results": embeddings,
     "search results": searches,
@@ -136,16 +152,57 @@ SECTIONS = {  # by their marks in README
 }
 
 
-def written(readme: str) -> str:
-    """README with the text between its marks brought up to date."""
-    for mark, section in SECTIONS.items():
+def home() -> Path:
+    """The checkout around us, or around the package; FileNotFoundError if there is none."""
+    found = figures.checkout(Path.cwd()) or figures.checkout(Path(__file__).resolve())
+    if found is None:
+        raise FileNotFoundError("no README to write into: run this inside a checkout of wsnotebook")
+    return found
+
+
+def _facts(name: str, scale: str = "laptop") -> dict:
+    """What stands beside a figure: figures/<scale>/<name>.json."""
+    return json.loads((home() / "figures" / scale / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def section(mark: str) -> str:
+    """The text between marks. Raises ValueError for a mark that is neither a section nor a file with a table."""
+    if mark in SECTIONS:
+        return SECTIONS[mark]()
+    scale, _, name = mark.partition("/")
+    if scale not in figures.SCALES:
+        raise ValueError(f"mark {mark!r}: expected one of {', '.join(SECTIONS)}, or <scale>/<notebook>/<name>")
+    metrics = _facts(name, scale)["metrics"]
+    return evaluation.markdown(metrics["columns"], metrics["rows"])
+
+
+def written(text: str) -> str:
+    """The text with everything between marks brought up to date."""
+    for mark in re.findall(r"<!-- end of (.*?) -->", text):
         marks = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
-        readme = re.sub(
-            marks, lambda found, section=section: found[1] + section() + "\n" + found[2], readme, flags=re.DOTALL
-        )
-    return readme
+        table = section(mark) + "\n"
+        text = re.sub(marks, lambda found, table=table: found[1] + table + found[2], text, flags=re.DOTALL)
+    return text
 
 
-if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+def update(paths: Sequence[Path], write: bool = True) -> list[Path]:
+    """Bring the marked tables of Markdown files and notebooks up to date; the paths of those that were not."""
+    changed = []
+    for path in paths:
+        before = path.read_text(encoding="utf-8")
+        after = _notebook(before) if path.suffix == ".ipynb" else written(before)
+        if after != before:
+            changed.append(path)
+            if write:
+                figures.write({path: after.encode()})
+    return changed
+
+
+def _notebook(text: str) -> str:
+    if "<!-- end of " not in text:
+        return text
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = written("".join(cell["source"])).splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,53 @@
+"""README's numbers are the figures' numbers, and its paths exist."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from wsnotebook import report, runs
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_are_those_of_the_figures(capsys):
+    assert runs.main(["report", "--check"]) == 0, capsys.readouterr().out
+    assert all(f"<!-- end of {mark} -->" in README for mark in report.SECTIONS)
+
+
+def test_a_stale_table_is_found_and_written_anew(tmp_path, monkeypatch):
+    stale = re.sub(r"\d+\.\d+ ±", "9.99 ±", README)
+    assert stale != README
+    assert report.written(stale) == README
+    cells = [{"cell_type": kind, "source": [stale], "metadata": {}} for kind in ("markdown", "code")]
+    notebook, text = tmp_path / "01_some.ipynb", tmp_path / "README.md"
+    notebook.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    text.write_text(stale, encoding="utf-8")
+    assert report.update([notebook, text], write=False) == [notebook, text]
+    assert text.read_text(encoding="utf-8") == stale
+    assert report.update([notebook, text]) == [notebook, text]
+    assert report.update([notebook, text]) == []
+    assert text.read_text(encoding="utf-8") == README
+    markdown, code = ("".join(cell["source"]) for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"])
+    assert (markdown, code) == (README, stale)
+
+
+def test_a_mark_may_name_a_file_and_must_name_something(tmp_path, monkeypatch):
+    (tmp_path / "figures/quick/09_some").mkdir(parents=True)
+    facts = {"metrics": {"columns": ["a", "b"], "rows": [["x", "1", "2"]]}}
+    (tmp_path / "figures/quick/09_some/table.json").write_text(json.dumps(facts), encoding="utf-8")
+    monkeypatch.setattr(report, "home", lambda: tmp_path)
+    text = "<!-- {0} -->\nold\n<!-- end of {0} -->"
+    made = report.written(text.format("quick/09_some/table"))
+    assert made.splitlines()[-2] == "| x | 1 | 2 |"
+    with pytest.raises(ValueError, match="mark 'nothing': expected one of results, "):
+        report.written(text.format("nothing"))
+    with pytest.raises(FileNotFoundError, match="other"):
+        report.written(text.format("quick/09_some/other"))
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
+def test_its_links_lead_somewhere(path):
+    assert (ROOT / path).exists()
