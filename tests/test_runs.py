@@ -154,9 +154,10 @@ def test_a_run_gets_its_parameters_folders_and_one_thread(folder, tmp_path, caps
     put(folder, "01_first", facts, names, SAVE.format(name="01_first"))
     monkeypatch.setenv("WSNOTEBOOK_DATA", os.pathsep.join(["data", "/elsewhere"]))
     monkeypatch.setenv("WSNOTEBOOK_CACHE", "cache")
-    assert runs.main(["run", "1", "--scale", "laptop", "-p", "seed", "3", "-p", "lr", "1e-3", "--out", "out"]) == 0
+    given = ["-p", "seed", "3", "-p", "lr", "1e-3", "-p", "cuts", "(1, (2,), ())"]
+    assert runs.main(["run", "1", "--scale", "laptop", *given, "--out", "out"]) == 0
     first, second = printed(tmp_path / "out" / "01_first.ipynb").splitlines()
-    assert first == "['laptop', 3, {'lr': 0.001}, 'notebooks', '1']"
+    assert first == "['laptop', 3, {'lr': 0.001, 'cuts': (1, (2,), ())}, 'notebooks', '1']"
     assert second == str([f"{tmp_path / 'data'}{os.pathsep}/elsewhere", str(tmp_path / "cache")])
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("01_first: ok, ")

@@ -228,7 +228,15 @@ def _as_they_end(pool: Executor, tasks: Iterable[tuple], jobs: int) -> Iterator[
 def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
     """Execute the notebook at `path` into `target`: what a worker process does. Kernels inherit its environment."""
     import papermill
+    from papermill.translators import PythonTranslator, papermill_translators
 
+    class Literals(PythonTranslator):  # papermill itself would write a tuple as text
+        @classmethod
+        def translate(cls, value) -> str:
+            tuples = isinstance(value, tuple)
+            return f"({''.join(f'{cls.translate(v)}, ' for v in value)})" if tuples else super().translate(value)
+
+    papermill_translators.register("python", Literals)
     os.environ.update(environment)
     before = os.times()
     try:

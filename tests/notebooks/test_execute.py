@@ -13,14 +13,14 @@ from wsnotebook import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-ALIKE = ("00", "03", "04", "06")  # notebooks that start from the same zoos: one process trains them
+ALIKE = {"zoos": ("03", "04", "06", "08", "09"), "files": ("01", "02", "07")}  # one process trains what they share
 
 
 def grouped(path):
     """A notebook, to be run by the process that has what it needs."""
     number = path.name[:2]
-    group = "notebooks on zoos" if number in ALIKE else f"notebook {number}"
-    return pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(group))
+    group = next((name for name, numbers in ALIKE.items() if number in numbers), number)
+    return pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(f"notebooks {group}"))
 
 
 pytestmark = [

@@ -1,6 +1,12 @@
 """A result in, a matplotlib Figure out. Every function returns a new Figure and touches no global state."""
 
 from wsnotebook.plots.common import STYLE as STYLE
+from wsnotebook.plots.comparison_compression import compression_frame as compression_frame
+from wsnotebook.plots.comparison_compression import compression_fronts as compression_fronts
+from wsnotebook.plots.comparison_generation import generation as generation
+from wsnotebook.plots.comparison_generation import generation_training as generation_training
+from wsnotebook.plots.comparison_representations import invariance as invariance
+from wsnotebook.plots.comparison_representations import knowledge as knowledge
 from wsnotebook.plots.flow import asked_and_made as asked_and_made
 from wsnotebook.plots.flow import flow_frame as flow_frame
 from wsnotebook.plots.flow import flow_training as flow_training

@@ -1,0 +1,59 @@
+"""A user's own networks for the comparisons: a zoo's file, or a folder of checkpoints of any one architecture."""
+
+from pathlib import Path
+
+import numpy as np
+
+from wsnotebook import evaluation, zoo
+from wsnotebook.datasets import Dataset
+from wsnotebook.methods.properties import last_snapshots
+from wsnotebook.zoo.value import Zoo
+
+SCORED = zoo.Config().scored  # training rows, the first, that a training accuracy is measured on
+
+
+def load(path: str | Path, network: str, dataset: Dataset) -> Zoo:
+    """The networks of a zoo's .safetensors file, or of a folder's checkpoints, and what each does on the dataset.
+
+    network: the architecture of a folder's checkpoints, as `networks.build` takes it (your own:
+    package.module:function); a zoo's file names its own. Facts, measured where they are absent: accuracies (%) and
+    losses (nats) of train (its first 5,000 rows), validation and test, and gap (train minus test accuracy).
+    Raises FileNotFoundError for a path that is not there, and ValueError for a folder without `network`, networks that
+    do not take the data, and what `zoo.load` and `zoo.from_checkpoints` do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not network:
+            raise ValueError(
+                f"zoo_path={str(path)!r} is a folder of checkpoints: say their architecture, as network='mlp-64-32-10' "
+                "or network='package.module:function' for your own"
+            )
+        channels = dataset.train[0].shape[1] if dataset.train[0].ndim == 4 else None
+        nets = zoo.from_checkpoints(path, network, classes=dataset.outputs, channels=channels)
+    else:
+        nets = zoo.load(path)
+    return measured(nets, dataset)
+
+
+def measured(nets: Zoo, dataset: Dataset) -> Zoo:
+    """The networks with accuracies, losses and gap as facts, measured where they are absent; errors as `load`."""
+    dataset.check_classes("a comparison of networks")
+    facts = {}
+    for part in ("train", "validation", "test"):
+        if not {f"{part}_accuracy", f"{part}_loss"} <= nets.facts.keys():
+            x, y = getattr(dataset, part)
+            found = evaluation.report(nets, (x[:SCORED], y[:SCORED]) if part == "train" else (x, y))
+            facts |= {f"{part}_accuracy": found.accuracy, f"{part}_loss": found.loss}
+    facts = {name: values for name, values in facts.items() if name not in nets.facts}
+    known = nets.facts | facts
+    gap = {} if "gap" in known else {"gap": known["train_accuracy"] - known["test_accuracy"]}
+    return nets.derived(nets.weights, **facts, **gap)
+
+
+def alike(nets: Zoo) -> Zoo:
+    """The last snapshot of each model, of the commonest activation: networks that one generator can be fitted to."""
+    nets = nets.filter(last_snapshots(nets)) if {"model", "step"} <= nets.facts.keys() else nets
+    if "activation" not in nets.facts:
+        return nets
+    kinds, counts = np.unique(nets.facts["activation"], return_counts=True)
+    return nets.filter(nets.facts["activation"] == kinds[counts.argmax()])
