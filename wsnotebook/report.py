@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsnotebook import evaluation, figures
+from wsnotebook.methods.superweight_study import ARMS
 
 NETWORKS = {"lenet-300-100": "", "lenet-5-caffe": "lenet-5-caffe/"}  # and the folder of its figures
 
@@ -60,7 +61,7 @@ def banks() -> str:
     """The text between bank marks: notebook 02's arms, and how far the bank is ahead of each."""
     arms, leads = (_facts(f"02_superweights/{name}")["metrics"] for name in ("arms", "differences"))
     text, rows = evaluation.mean_and_half_width, []
-    for arm, own in arms.items():
+    for arm, own in ((arm, arms[arm]) for arm in ARMS):
         alone = " / ".join(f"{sum(column) / len(column):.1f}" for column in zip(*own["members"], strict=True))
         rows.append([arm, f"{own['parameters']:,}", alone, text(own["accuracy"], 1), text(own["nll"], 3)])
         rows[-1] += [

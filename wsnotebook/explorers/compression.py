@@ -96,7 +96,7 @@ class Explorer(Displayed):
         return [(f"{e.bytes:,} bytes, {e.method}", k) for k, e in enumerate(self.entries[self.network.value])]
 
     def _on_network(self, change) -> None:
-        self.slider.options = self._options()  # which chooses the first
+        self.slider.options = self._options()  # a browser may then ask for the number it was at
         self._draw()
 
     def _clicked(self, trace, points, state) -> None:
@@ -152,12 +152,13 @@ class Explorer(Displayed):
             return [*[{"x": [], "y": []}] * 3, {"z": z, "text": text, "customdata": names.tolist()}]
         w = pictures.weights(e)
         sticks = np.stack([np.full(len(w.centres), 0.5), np.full(len(w.centres), 0.8), np.full(len(w.centres), np.nan)])
-        return [
-            {"x": (w.edges[1:] + w.edges[:-1]) / 2, "y": np.maximum(w.counts, NONE)},
-            {"x": w.grid, "y": np.maximum(w.mixture, NONE)},
-            {"x": np.repeat(w.centres, 3), "y": sticks.T.ravel()},
-            {"z": [], "text": [], "customdata": []},
+        lines = [
+            ((w.edges[1:] + w.edges[:-1]) / 2, np.maximum(w.counts, NONE)),
+            (w.grid, np.maximum(w.mixture, NONE)),
+            (np.repeat(w.centres, 3), sticks.T.ravel()),
         ]
+        drawn = [{"x": x, "y": y} if len(x) else {"x": [], "y": []} for x, y in lines]  # Lab draws no empty array
+        return [*drawn, {"z": [], "text": [], "customdata": []}]
 
     def _key(self) -> str:
         """The legend; plotly's own would be drawn anew at every step."""
