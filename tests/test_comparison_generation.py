@@ -13,21 +13,6 @@ from wsnotebook.evaluation import Comparison, Novelty
 from wsnotebook.layout import Layout
 from wsnotebook.methods import controls, sane, weight_flow
 
-CLASS = """
-from torch import nn
-from torch.nn import functional as F
-
-class Squeezed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.look, self.say = nn.Conv2d(1, 5, 3, stride=2), nn.Linear(45, 10)
-
-    def forward(self, x):
-        return self.say(F.relu(self.look(x)).flatten(1))
-
-def squeezed():
-    return Squeezed()
-"""
 TRAINING = zoo.Config(epochs=4, batch=64, lr=2e-2)
 SANE = sane.Config(iterations=0, dim=12, heads=2, blocks=1, z=64, batch=4, held_out=0.2)
 FLOW = {"5 iterations": weight_flow.Config(hidden=8, iterations=5, batch=4)}
@@ -42,15 +27,13 @@ def small(digits):
 def task(small, tmp_path_factory):
     """The task of twelve networks of a user's own class, read from a folder of checkpoints."""
     folder = tmp_path_factory.mktemp("somebody")
-    (folder / "anothers_code.py").write_text(CLASS, encoding="utf-8")
     (folder / "runs").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
         patch.setenv("WSNOTEBOOK_CACHE", str(folder))
-        trained = zoo.train("anothers_code:squeezed", small, 12, TRAINING)
+        trained = zoo.train("squeezed:squeezed", small, 12, TRAINING)
         for i in range(12):
             save_file(trained.module(i).state_dict(), folder / "runs" / f"{i:02d}.safetensors")
-        nets = own.alike(own.load(folder / "runs", "anothers_code:squeezed", small))
+        nets = own.alike(own.load(folder / "runs", "squeezed:squeezed", small))
         assert np.allclose(nets.facts["test_accuracy"], trained.facts["test_accuracy"])
         yield generation.task(nets, small)
 

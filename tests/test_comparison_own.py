@@ -10,36 +10,18 @@ from safetensors.torch import save_file
 from wsnotebook import networks, zoo
 from wsnotebook.comparisons import own
 
-CLASS = """
-from torch import nn
-from torch.nn import functional as F
-
-class Squeezed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.look, self.say = nn.Conv2d(1, 5, 3, stride=2), nn.Linear(45, 10)
-
-    def forward(self, x):
-        return self.say(F.silu(self.look(x)).flatten(1))
-
-def squeezed():
-    return Squeezed()
-"""
-
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "strangers_code.py").write_text(CLASS, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+def folder(tmp_path):
     (tmp_path / "runs").mkdir()
     for i in range(3):
         torch.manual_seed(i)
-        save_file(networks.build("strangers_code:squeezed").state_dict(), tmp_path / "runs" / f"{i}.safetensors")
+        save_file(networks.build("squeezed:squeezed").state_dict(), tmp_path / "runs" / f"{i}.safetensors")
     return tmp_path / "runs"
 
 
 def test_facts_are_what_each_network_does_by_itself(folder, digits):
-    nets = own.load(folder, "strangers_code:squeezed", digits)
+    nets = own.load(folder, "squeezed:squeezed", digits)
     assert len(nets) == 3
     for i in range(3):
         network, found = nets.module(i), {}
@@ -54,7 +36,7 @@ def test_facts_are_what_each_network_does_by_itself(folder, digits):
 
 
 def test_a_zoos_file_is_taken_by_its_own_name_and_keeps_its_facts(folder, digits, tmp_path):
-    nets = own.load(folder, "strangers_code:squeezed", digits)
+    nets = own.load(folder, "squeezed:squeezed", digits)
     lying = replace(nets, facts={"test_accuracy": np.array([1.0, 2.0, 3.0]), "test_loss": np.ones(3)})
     again = own.load(lying.save(tmp_path / "some.safetensors"), "", digits)
     assert torch.equal(again.weights, nets.weights)
@@ -76,4 +58,4 @@ def test_errors_say_what_to_do(folder, digits):
     with pytest.raises(FileNotFoundError, match="no such file"):
         own.load(folder / "nowhere", "", digits)
     with pytest.raises(ValueError, match="does not take rows"):
-        own.load(folder, "strangers_code:squeezed", digits.changed("flat", lambda x: x.flatten(1)))
+        own.load(folder, "squeezed:squeezed", digits.changed("flat", lambda x: x.flatten(1)))

@@ -94,29 +94,12 @@ def restored(file: bytes, like: nn.Module | Sequence[nn.Module]) -> nn.Module:
     return model.eval()
 
 
-@torch.no_grad()
 def macs(network: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Products of weights and inputs for one row x (1, ...): (all, those with a weight that is not zero).
-
-    Of linear layers and convolutions; padding counts as an input. Those of a MixedMLP run without calling its layers.
-    """
-    counts, hooks = [], []
-
-    def count(layer: nn.Module, places: int) -> None:
-        counts.append((places * layer.weight.numel(), places * int(layer.weight.count_nonzero())))
-
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            run = lambda m, _, y: count(m, y[0].numel() // m.weight.shape[0])  # noqa: E731
-            hooks.append(module.register_forward_hook(run))
-    network.eval()(x[:1])
-    for hook in hooks:
-        hook.remove()
-    if not counts:
-        for module in network.modules():
-            if isinstance(module, nn.Linear):
-                count(module, 1)
-    return tuple(map(sum, zip(*counts, strict=True)))
+    """Products of weights and inputs for one row x (1, ...): (all, those with a weight that is not zero)."""
+    _, times = evaluation.uses(network, x)
+    weights = {name: network.get_submodule(name).weight for name in times}
+    every = sum(n * weights[name].numel() for name, n in times.items())
+    return every, sum(n * int(weights[name].count_nonzero()) for name, n in times.items())
 
 
 def measured(

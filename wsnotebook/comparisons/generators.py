@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
-import torch
-
 from wsnotebook.datasets import Dataset
 from wsnotebook.layout import Layout
 from wsnotebook.methods import controls, latent_sampling, sane, weight_flow
@@ -43,10 +41,7 @@ def without_training(nets: Zoo) -> Ways:
         return controls.noise(nets, number, a * width, seed)
 
     def gauss(k: int | None, a: float, r: float, number: int, seed: int) -> Zoo:
-        """`controls.pca_gaussian`, whose components are found once."""
-        c = directions(k)
-        draws = torch.randn(number, len(c.basis), generator=torch.Generator().manual_seed(seed))
-        return c.zoo(a * c.deviations * draws.to(c.basis), remainder=r, seed=seed + 1)
+        return controls.gaussian_of(directions(k), number, a, r, seed)
 
     few = [k for k in (8, 16, 64) if k < n - 1]
     whole = [(k, a, 0.0) for k in (*few, None) for a in (0.25, 0.7, 0.85, 1.0)]

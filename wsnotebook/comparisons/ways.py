@@ -9,7 +9,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from wsnotebook import symmetry
@@ -22,6 +21,7 @@ from wsnotebook.training import check_choice
 from wsnotebook.zoo.value import Zoo
 
 BACK = 32  # steps of the flow's way back
+PARTS = {"mean": "mean", "layers": "layers", "sequence": "all"}  # of latents, and what `properties.POOLED` calls them
 
 
 class Networks(NamedTuple):
@@ -84,8 +84,13 @@ def of_weights(seen: Networks, k: int) -> list[Representation]:
 
 
 def of_embedder(method: str, embedder: Embedder, parts: Sequence[str]) -> list[Representation]:
-    """Latents: their mean, the mean and deviation of every layer's, or all of them; parts: mean | layers | sequence."""
-    return [Representation(f"{method}, {part}", partial(_latents, embedder, part)) for part in parts]
+    """An embedder's latents: their mean, the mean and deviation of every layer's, or all; parts: of `PARTS`."""
+
+    def latents(part: str, zoo: Zoo) -> Tensor:
+        check_choice("part", part, PARTS)
+        return properties.pooled(embedder, embedder.embed(zoo), PARTS[part])
+
+    return [Representation(f"{method}, {part}", partial(latents, part)) for part in parts]
 
 
 def of_flow(flow: Flow) -> Representation:
@@ -108,12 +113,3 @@ def noise(flow: Flow, zoo: Zoo, steps: int = BACK) -> Tensor:
     z = flow.coordinates.encode(zoo.weights)
     path = integrate(lambda x, t: flow.network(x, t[None], None), z, times(steps).flip(0))
     return path[-1] / (flow.config.source * flow.coordinates.rms)
-
-
-def _latents(embedder: Embedder, part: str, zoo: Zoo) -> Tensor:
-    check_choice("part", part, ("mean", "layers", "sequence"))
-    z = embedder.embed(zoo)  # (n, r, z)
-    if part != "layers":
-        return z.mean(1) if part == "mean" else z.flatten(1)
-    layers = [z[:, rows] for rows in properties.layer_rows(embedder)]
-    return torch.cat([moment for own in layers for moment in (own.mean(1), own.std(1, correction=0))], 1)

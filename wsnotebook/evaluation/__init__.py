@@ -15,6 +15,7 @@ from wsnotebook.evaluation.memorisation import disagreement as disagreement
 from wsnotebook.evaluation.memorisation import error_iou as error_iou
 from wsnotebook.evaluation.memorisation import novelty as novelty
 from wsnotebook.evaluation.memorisation import reference as reference
+from wsnotebook.evaluation.products import uses as uses
 from wsnotebook.evaluation.recalibration import recalibrated as recalibrated
 from wsnotebook.evaluation.reports import Report as Report
 from wsnotebook.evaluation.reports import ensemble_accuracy as ensemble_accuracy

@@ -30,6 +30,14 @@ LAYOUT = {
     "hovermode": "closest",
     "modebar": {"remove": ["select2d", "lasso2d", "zoomin2d", "zoomout2d", "autoscale2d"]},
 }
+RING = {  # around the point that is chosen
+    "type": "scatter",
+    "mode": "markers",
+    "name": "chosen",
+    "hoverinfo": "skip",
+    "cliponaxis": False,
+    "marker": {"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2}},
+}
 
 
 class Displayed:

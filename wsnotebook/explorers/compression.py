@@ -18,6 +18,7 @@ from plotly.basedatatypes import Undefined
 from wsnotebook.explorers.common import (
     AXIS,
     LAYOUT,
+    RING,
     Displayed,
     Plot,
     chooser,
@@ -177,14 +178,6 @@ SYMBOLS = {
     "<": "triangle-left", ">": "triangle-right",
 }  # fmt: skip
 NONE = 1e-6  # weights in an empty bin: a logarithm needs some
-RING = {
-    "type": "scatter",
-    "mode": "markers",
-    "name": "chosen",
-    "hoverinfo": "skip",
-    "cliponaxis": False,
-    "marker": {"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2}},
-}
 _LINE = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "xaxis": "x2", "yaxis": "y2"}
 INSIDE = [
     _LINE | {"name": "weights", "line": {"shape": "hvh", "width": 0}, "fill": "tozeroy", "fillcolor": WEIGHTS},

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from wsnotebook import plots, tuning
 from wsnotebook.explorers import mixture
-from wsnotebook.explorers.common import LAYOUT, Displayed, html_row, packed, readout, write_page
+from wsnotebook.explorers.common import LAYOUT, RING, Displayed, html_row, packed, readout, write_page
 from wsnotebook.plots import tuning as pictures
 from wsnotebook.plots.common import INK
 
@@ -176,14 +176,6 @@ def _points(label: str, group: Sequence[tuning.Trial], limit: float) -> dict:
 SYMBOLS = {ON_FRONT: "circle", COMPLETE: "square", ENDED: "x"}
 GLYPHS = ("\N{BLACK CIRCLE}", "\N{BLACK SQUARE}", "\N{MULTIPLICATION X}")
 RIGHT = {"xaxis": "x2", "yaxis": "y2"}
-RING = {
-    "type": "scatter",
-    "mode": "markers",
-    "name": "chosen",
-    "hoverinfo": "skip",
-    "cliponaxis": False,
-    "marker": {"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2}},
-}
 
 
 def _facts(trial: tuning.Trial) -> dict[str, str]:

@@ -7,7 +7,7 @@ start, or -1 where several were.
 import numpy as np
 import torch
 
-from wsnotebook.methods.coordinates import coordinates
+from wsnotebook.methods.coordinates import Coordinates, coordinates
 from wsnotebook.zoo.value import Zoo
 
 
@@ -50,7 +50,11 @@ def pca_gaussian(
 
     remainder: as `Coordinates.zoo`. What a flow of ours is before any training. Raises what `coordinates` does.
     """
-    c = coordinates(zoo, k)
+    return gaussian_of(coordinates(zoo, k), number, scale, remainder, seed)
+
+
+def gaussian_of(c: Coordinates, number: int, scale: float = 1.0, remainder: float = 0.0, seed: int = 0) -> Zoo:
+    """`pca_gaussian` of coordinates that are known."""
     draws = torch.randn(number, len(c.basis), generator=torch.Generator().manual_seed(seed)).to(c.basis)
     return c.zoo(scale * c.deviations * draws, remainder=remainder, seed=seed + 1)
 

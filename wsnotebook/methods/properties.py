@@ -30,6 +30,7 @@ from wsnotebook.zoo.value import Zoo
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 STRENGTHS = np.logspace(6, -4, 31)  # of the ridge, on the sum of squares; where several do as well, the first
 HIDDEN, EPOCHS, PATIENCE = 64, 200, 20  # of the MLP probe: units, passes over the data, and those without a gain
+POOLED = ("mean", "layers", "all")  # of latents
 SEEDS, SHARES = (0, 1, 2, 3, 4), (0.7, 0.15, 0.15)  # of the parts: training, validation, test
 
 
@@ -46,14 +47,17 @@ def features(zoo: Zoo, embedders: Mapping[str, Embedder] | None = None) -> dict[
     found |= {"s(W)": weight_statistics(zoo), "s(W), tensors": weight_statistics(zoo, "tensor")}
     for name, embedder in (embedders or {}).items():
         z = embedder.embed(zoo)  # (n, r, z)
-        layers = [z[:, rows] for rows in layer_rows(embedder)]
-        moments = [moment for part in layers for moment in (part.mean(1), part.std(1, correction=0))]
-        found |= {
-            f"{name}, mean": z.mean(1).numpy(),
-            f"{name}, layers": torch.cat(moments, 1).numpy(),
-            f"{name}, all": z.flatten(1).numpy(),
-        }
+        found |= {f"{name}, {part}": pooled(embedder, z, part).numpy() for part in POOLED}
     return found
+
+
+def pooled(embedder: Embedder, z: Tensor, part: str) -> Tensor:
+    """Latents (n, r, z) as (n, f): their mean, the mean and deviation of every layer's, or all; part: of `POOLED`."""
+    check_choice("part", part, POOLED)
+    if part != "layers":
+        return z.mean(1) if part == "mean" else z.flatten(1)
+    layers = [z[:, rows] for rows in layer_rows(embedder)]
+    return torch.cat([moment for own in layers for moment in (own.mean(1), own.std(1, correction=0))], 1)
 
 
 def weight_statistics(zoo: Zoo, by: str = "layer") -> np.ndarray:

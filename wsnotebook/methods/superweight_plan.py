@@ -6,15 +6,14 @@ made of increments 0..j, each mixed from K_r templates (one increment's template
 vector, which layers may share. Where S_r has fewer rows or columns than S_(r-1), what sticks out is cropped.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
+from wsnotebook.evaluation import uses
 from wsnotebook.methods.superweight_clusters import (
     Increment,
     Layer,
@@ -218,14 +217,9 @@ def _macs(networks: Sequence[nn.Module], x: Tensor) -> tuple[int, ...]:
     """Products of each network's convolutions and linear layers for one row; ValueError when outputs differ."""
     macs, outputs = [], []
     for network in networks:
-        network = copy.deepcopy(network).eval()  # hooks and statistics are the copy's
-        counts = []
-        for module in network.modules():
-            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                module.register_forward_hook(lambda m, _, y: counts.append(y[0].numel() * m.weight[0].numel()))  # noqa: B023
-        with torch.no_grad():
-            outputs.append(tuple(network(x[:1]).shape[1:]))
-        macs.append(sum(counts))
+        made, times = uses(network, x)
+        outputs.append(tuple(made.shape[1:]))
+        macs.append(sum(n * network.get_submodule(name).weight.numel() for name, n in times.items()))
     if len(set(outputs)) != 1:
         raise ValueError(f"networks: outputs of shapes {', '.join(map(str, outputs))}; members of a bank have one")
     return tuple(macs)
