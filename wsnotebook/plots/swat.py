@@ -218,7 +218,7 @@ def compression(outputs: Mapping, curves: Mapping) -> Figure:
         target, output = (np.ravel(torch.as_tensor(values).numpy()).astype(float) for values in pair)
         ends = [min(target.min(), output.min()), max(target.max(), output.max())]
         axes.plot(ends, ends, color=INK, lw=0.9, ls=":")
-        axes.plot(target, output, ".", color=BELOW, ms=3, mew=0, alpha=0.5)
+        axes.plot(target, output, ".", color=BELOW, ms=3, mew=0, alpha=0.5, rasterized=True)
         fvu = np.mean((output - target) ** 2) / max(target.var(), np.finfo(float).tiny)
         axes.text(0.03, 0.97, f"FVU {fvu:.2g}", transform=axes.transAxes, va="top", fontsize=8)
         axes.set(title=label, xlabel="original", ylabel="compressed", aspect="equal")
