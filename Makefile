@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test test-browser lab bench check format clean
+.PHONY: help figures test test-browser lab app bench check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +22,12 @@ test: $(READY)  ## unit tests, notebook lint, notebooks executed; no browser
 test-browser: $(READY)  ## a notebook driven in JupyterLab and Chromium
 	$(BIN)/python -m pytest -m browser -rs tests/browser
 
-lab: $(READY)  ## open JupyterLab on 127.0.0.1
-	cd notebooks && ../$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root)
+lab: $(READY)  ## open notebook 00 in JupyterLab on 127.0.0.1, in a clean workspace
+	cd notebooks && JUPYTERLAB_WORKSPACES_DIR=$$(mktemp -d) ../$(BIN)/jupyter lab --ip=127.0.0.1 \
+		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+
+app: $(READY)  ## serve notebook 00 and every explorer as pages without code, on 127.0.0.1
+	$(BIN)/wsnotebook app
 
 bench: $(READY)  ## the speed and memory ratios that the README quotes
 	@set -e; for script in tests/benchmarks/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done

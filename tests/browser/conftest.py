@@ -4,6 +4,7 @@ import http.client
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from driving import wait_idle
+from driving import DELAYS, listen, wait_idle
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -21,6 +22,15 @@ SETTINGS = {
     "notebook-extension/tracker": '{"windowingMode": "none"}',  # draw all cells, not only visible ones
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
 }
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How long a key takes to be seen, median and longest. The machine is seldom idle, so its load is told as well."""
+    if DELAYS:
+        terminalreporter.section("from key to picture")
+    for explorer, (delays, load) in sorted(DELAYS.items()):
+        told = f"median {statistics.median(delays):4.0f} ms, longest {max(delays):4.0f} ms of {len(delays)} keys"
+        terminalreporter.write_line(f"{explorer:<18} {told}, load {load:.1f}")
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +48,7 @@ def lab(notebooks):
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     folders = {
         "JUPYTER_CONFIG_DIR": "config",
         "JUPYTER_RUNTIME_DIR": "runtime",
@@ -71,6 +79,12 @@ def lab(notebooks):
         server.wait(30)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def wait_for_server(server, port, log, seconds=120):
     for _ in range(4 * seconds):
         if server.poll() is not None:
@@ -81,7 +95,7 @@ def wait_for_server(server, port, log, seconds=120):
                 return connection.getresponse().read()
         except OSError:
             time.sleep(0.25)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()}")
+    pytest.fail(f"the server did not start:\n{log.read_text()}")
 
 
 @pytest.fixture(scope="session")
@@ -100,13 +114,17 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def opened(lab, chromium):
-    """A function: the notebook of this name open in the browser, its kernel idle."""
+    """A function: the notebook of this name, run until it has drawn its plots; `errors` has what the console says."""
 
-    def open_page(notebook):
+    def open_page(notebook, plots=1):
         page = chromium.new_page(viewport={"width": 1250, "height": 1000})
         page.set_default_timeout(90_000)
         page.goto(f"{lab}/lab/tree/{notebook}?reset")
         wait_idle(page)
+        listen(page)
+        page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        drawn = "plots => document.querySelectorAll('.js-plotly-plot:has(.main-svg)').length >= plots"
+        page.wait_for_function(drawn, arg=plots)
         return page
 
     return open_page
@@ -114,20 +132,15 @@ def opened(lab, chromium):
 
 @pytest.fixture(scope="session")
 def ran(opened, notebooks):
-    """A function: a new notebook of one cell in the browser, run; what its console complains of is in `errors`."""
+    """A function: a new notebook of cells that each end with an explorer, in the browser, run."""
     python = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
 
-    def run_cell(name, source):
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=python)
-        nbformat.write(notebook, notebooks / f"{name}.ipynb")
-        page = opened(f"{name}.ipynb")
-        page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for_selector(".js-plotly-plot .main-svg")
+    def run_cells(name, *sources):
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=python), notebooks / f"{name}.ipynb")
+        page = opened(f"{name}.ipynb", plots=len(sources))
         wait_idle(page)
         page.wait_for_timeout(1000)
-        page.errors = []
-        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
         return page
 
-    return run_cell
+    return run_cells

@@ -7,7 +7,7 @@ from functools import partial
 
 import driving
 import pytest
-from driving import kept, press
+from driving import click_point, kept, kept_in_the_dark, press, timed, walked_by_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -87,8 +87,7 @@ def test_a_bank_shows_who_shares(page):
 
 def test_a_click_chooses_the_file(page):
     before = page.evaluate(SEEN)
-    k = page.evaluate("() => document.querySelector('.js-plotly-plot').data.findIndex(t => t.name === 'as trained')")
-    page.locator(".js-plotly-plot .scatterlayer .trace").nth(k).locator("path.point").first.click(force=True)
+    click_point(page, "as trained")
     after = changed(page, before, "ring")
     assert "as trained" in after["readout"]
 
@@ -100,6 +99,12 @@ def test_another_network_has_its_own_files(page):
     assert after["readout"] != before["readout"]
     assert after["weights"] != before["weights"]
     kept(page, "compression_network")
+    timed(page, "compression", "ArrowLeft", "ArrowRight")
+
+
+def test_it_is_readable_in_the_dark_and_walked_by_tab(page):
+    kept_in_the_dark(page, "compression_network")
+    assert walked_by_tab(page)
 
 
 def test_the_console_has_no_error(page):

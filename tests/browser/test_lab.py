@@ -1,17 +1,12 @@
-"""Notebook 01 in a real JupyterLab and a real Chromium: run all, press the slider's keys, see the picture change.
+"""Notebook 01 in a real JupyterLab and a real Chromium: run all, keys and clicks change the picture.
 
-The screenshot is kept in runs/screenshots/.
+The screenshots are kept in runs/screenshots/.
 """
 
-import statistics
-from pathlib import Path
-
 import pytest
-from driving import SEEN, press, wait_idle
+from driving import SEEN, changed, kept, kept_in_the_dark, timed, wait_idle, walked_by_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +17,22 @@ def page(opened):
 
 
 def test_the_slider_moves_the_picture(page):
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_selector(".js-plotly-plot .main-svg")
     page.wait_for_function("() => document.querySelector('[role=status]')?.textContent.includes('times smaller')")
     page.wait_for_timeout(500)
     end = page.evaluate(SEEN)
-    delays = [press(page, "ArrowLeft") for _ in range(12)]
+    timed(page, "mixture", "ArrowLeft")
     back = page.evaluate(SEEN)
     for part in ("readout", "data", "path"):
         assert back[part] != end[part], f"{part} did not change"
     assert "epoch 30 of 30" in end["readout"]
     assert "epoch 18 of 30" in back["readout"]
-    print(f"key to picture: median {statistics.median(delays):.0f} ms of {len(delays)}, longest {max(delays):.0f} ms")
+    kept(page, "mixture_explorer")
 
-    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
-    page.screenshot(path=ROOT / "runs" / "screenshots" / "mixture_explorer.png")
+
+def test_a_click_draws_counts_on_an_even_scale(page):
+    before = page.evaluate(SEEN)
+    page.get_by_role("button", name="linear", exact=True).first.click()
+    assert changed(page, before, "path")["data"] == before["data"]
 
 
 def test_every_cell_ran_without_an_error(page):
@@ -48,3 +44,12 @@ def test_every_cell_ran_without_an_error(page):
     )
     wait_idle(page)
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+
+
+def test_it_is_readable_in_the_dark_and_walked_by_tab(page):
+    kept_in_the_dark(page, "mixture_explorer")
+    assert walked_by_tab(page)
+
+
+def test_the_console_has_no_error(page):
+    assert page.errors == []

@@ -7,7 +7,7 @@ from functools import partial
 
 import driving
 import pytest
-from driving import kept, press
+from driving import click_point, kept, kept_in_the_dark, press, timed, walked_by_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -46,13 +46,14 @@ def test_keys_walk(page):
     assert "far +0 standard deviations" in before["readout"]
     assert len(before["images"]) == 4, "the confusion matrix, filters, weights, what the nearest lacks"
     assert sum(before["numbers"]) == ROWS
-    delays = [press(page, "ArrowRight") for _ in range(4)]
+    for _ in range(4):
+        press(page, "ArrowRight")
     after = changed(page, before)
     assert "far +1.2 standard deviations" in after["readout"]
     assert all(one != other for one, other in zip(before["images"], after["images"], strict=True))
     assert sum(after["numbers"]) == ROWS, "every number of the confusion matrix is drawn"
     kept(page, "latent_axis")
-    print(f"key to picture: median {sorted(delays)[2]:.0f} ms of 4, longest {max(delays):.0f} ms")
+    timed(page, "latent", "ArrowLeft")
 
 
 @pytest.mark.parametrize("direction", ["towards another network", "at random"])
@@ -77,6 +78,17 @@ def test_another_start_is_another_walk(page):
     before = page.evaluate(SEEN)
     page.get_by_label("start", exact=True).first.select_option(index=3)
     assert changed(page, before)["readout"] != before["readout"]
+
+
+def test_a_click_starts_at_another_network(page):
+    before = page.evaluate(SEEN)
+    click_point(page, "zoo", 7)
+    assert changed(page, before)["readout"] != before["readout"]
+
+
+def test_it_is_readable_in_the_dark_and_walked_by_tab(page):
+    kept_in_the_dark(page, "latent_start")
+    assert walked_by_tab(page)
 
 
 def test_the_console_has_no_error(page):

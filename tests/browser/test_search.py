@@ -7,7 +7,7 @@ from functools import partial
 
 import driving
 import pytest
-from driving import kept, press
+from driving import kept, kept_in_the_dark, timed, walked_by_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -65,7 +65,7 @@ def test_keys_replay_the_search(page):
     kept(page, "search_trained")
     turned = turn(page)
     assert turned != pytest.approx(before["camera"])
-    delays = [press(page, "ArrowLeft") for _ in range(20)]
+    timed(page, "search, replay", "ArrowLeft", presses=20)
     after = changed(page, before)
     assert "iteration" in after["readout"]
     assert "soft" in after["readout"]
@@ -73,7 +73,6 @@ def test_keys_replay_the_search(page):
     assert after["edges"] != before["edges"]
     assert after["camera"] == pytest.approx(turned), "the camera stays where the user turned it"
     kept(page, "search_soft")
-    print(f"key to picture: median {sorted(delays)[10]:.0f} ms of 20, longest {max(delays):.0f} ms")
 
 
 def test_another_function_is_another_surface(page):
@@ -89,11 +88,15 @@ def test_keys_walk_between_networks(page):
     page.wait_for_timeout(1500)
     before = page.evaluate(SEEN)
     assert "share of the way 0.00" in before["readout"]
-    delays = [press(page, "ArrowRight") for _ in range(10)]
+    timed(page, "search, walk", "ArrowRight", presses=10)
     after = changed(page, before, "learned")
     assert "share of the way 0.20" in after["readout"]
     kept(page, "search_walk")
-    print(f"key to picture: median {sorted(delays)[5]:.0f} ms of 10, longest {max(delays):.0f} ms")
+
+
+def test_it_is_readable_in_the_dark_and_walked_by_tab(page):
+    kept_in_the_dark(page, "search_walk")
+    assert walked_by_tab(page)
 
 
 def test_the_console_has_no_error(page):

@@ -7,7 +7,7 @@ from functools import partial
 
 import driving
 import pytest
-from driving import kept
+from driving import kept, kept_in_the_dark, timed, walked_by_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -60,7 +60,7 @@ def test_keys_regroup_the_layers(page):
 
 def test_keys_change_the_budget(page):
     before = page.evaluate(SEEN)
-    page.locator("[role=slider]").nth(1).press("ArrowRight")
+    timed(page, "sharing", "ArrowRight", "ArrowLeft", slider=1, presses=13)
     after = changed(page, before, "bars")
     assert after["readout"] != before["readout"]
     assert after["cells"] == before["cells"]
@@ -85,6 +85,11 @@ def test_members_join_by_the_keyboard(page):
     again = changed(page, after, "place")
     assert again["cells"] == before["cells"]
     kept(page, "sharing_members")
+
+
+def test_it_is_readable_in_the_dark_and_walked_by_tab(page):
+    kept_in_the_dark(page, "sharing_members")
+    assert walked_by_tab(page)
 
 
 def test_the_console_has_no_error(page):

@@ -5,7 +5,7 @@ The screenshots are kept in runs/screenshots/.
 
 import driving
 import pytest
-from driving import SEEN, kept, press
+from driving import SEEN, click_point, kept, kept_in_the_dark, timed, walked_by_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -38,18 +38,23 @@ def changed(page, before):
 def test_keys_go_back_along_the_path(page):
     before = page.evaluate(SEEN)
     assert "t 1.000" in before["readout"]
-    delays = [press(page, "ArrowLeft") for _ in range(15)]
+    timed(page, "trajectory", "ArrowLeft", presses=15)
     after = changed(page, before)
     assert "t 0.845" in after["readout"], "35 of 50 steps, dense at both ends"
     assert after["path"] != before["path"]
     kept(page, "trajectory_explorer")
-    print(f"key to picture: median {sorted(delays)[7]:.0f} ms of 15, longest {max(delays):.0f} ms")
 
 
 def test_another_solver_is_another_path(page):
     before = page.evaluate(SEEN)
     page.get_by_role("button", name="euler").first.click()
     changed(page, before)
+
+
+def test_a_click_follows_another_particle(page):
+    before = page.evaluate(SEEN)
+    click_point(page, "particles", 5)
+    assert changed(page, before)["path"] != before["path"]
 
 
 def test_the_steps_are_changed_by_keys(page):
@@ -63,6 +68,11 @@ def test_another_condition_is_another_path(page):
     page.get_by_label("kind", exact=True).first.select_option("odd")
     assert changed(page, before)["path"] != before["path"]
     kept(page, "trajectory_condition")
+
+
+def test_it_is_readable_in_the_dark_and_walked_by_tab(page):
+    kept_in_the_dark(page, "trajectory_condition")
+    assert walked_by_tab(page)
 
 
 def test_the_console_has_no_error(page):

@@ -1,14 +1,10 @@
 """The explorers of zoos in a real JupyterLab: keys move the pictures, a choice in the cloud is walked below."""
 
-from pathlib import Path
-
-import nbformat
 import pytest
-from driving import press, wait_idle
+from driving import click_point, kept, kept_in_the_dark, timed, wait_idle, walked_by_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 CELLS = [
     """from wsnotebook import datasets, symmetry, zoo
 from wsnotebook.explorers import interpolation
@@ -31,39 +27,42 @@ SEEN = """k => {
   };
 }"""
 
+CHANGED = "seen => document.querySelectorAll('[role=status][aria-live=polite]')[1].textContent !== seen"
+
 
 @pytest.fixture(scope="module")
-def page(opened, notebooks):
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
-    python = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=python), notebooks / "zoo.ipynb")
-    page = opened("zoo.ipynb")
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot .main-svg').length >= 2")
-    wait_idle(page)
-    page.wait_for_timeout(1000)
+def page(ran):
+    page = ran("zoo", *CELLS)
     yield page
-    page.screenshot(path=ROOT / "runs" / "screenshots" / "zoo_explorers.png", full_page=True)
     page.close()
 
 
-@pytest.mark.parametrize(
-    ("k", "key"), [(0, "ArrowLeft"), (1, "ArrowRight")], ids=["through training", "along the line"]
-)
-def test_keys_move_the_picture_and_the_readout(page, k, key):
+@pytest.mark.parametrize(("k", "explorer", "keys"), [
+    (0, "zoo", ("ArrowLeft", "ArrowRight")), (1, "interpolation", ("ArrowRight",)),
+])  # fmt: skip
+def test_keys_move_the_picture_and_the_readout(page, k, explorer, keys):
     before = page.evaluate(SEEN, k)
-    delays = [press(page, key, k) for _ in range(3)]
+    timed(page, explorer, *keys, k=k, presses=13)
     after = page.evaluate(SEEN, k)
     assert before["data"] != after["data"]
     assert before["readout"] != after["readout"]
-    print(f"key to picture: {sorted(delays)[1]:.0f} ms")
+    kept(page, explorer, k)
+
+
+def test_a_click_in_the_cloud_is_another_walk(page):
+    before = [page.evaluate(SEEN, k) for k in (0, 1)]
+    click_point(page, "networks", 4)
+    page.wait_for_function(CHANGED, arg=before[1]["readout"], timeout=20_000)
+    for k in (0, 1):
+        after = page.evaluate(SEEN, k)
+        assert after["readout"] != before[k]["readout"]
+        assert after["data"] != before[k]["data"]
 
 
 def test_another_network_in_the_cloud_is_another_walk(page):
     before = page.evaluate(SEEN, 1)
     page.get_by_label("second", exact=True).first.select_option(index=4)
-    changed = "seen => document.querySelectorAll('[role=status][aria-live=polite]')[1].textContent !== seen"
-    page.wait_for_function(changed, arg=before["readout"], timeout=20_000)
+    page.wait_for_function(CHANGED, arg=before["readout"], timeout=20_000)
     assert page.evaluate(SEEN, 1)["data"] != before["data"]
 
 
@@ -76,5 +75,14 @@ def test_a_third_network_opens_the_plane(page):
     )
     page.wait_for_function(f"() => ({contours})() === 2", timeout=20_000)
     page.wait_for_timeout(500)
-    page.locator(".js-plotly-plot").last.scroll_into_view_if_needed()
-    page.screenshot(path=ROOT / "runs" / "screenshots" / "loss_plane.png")
+    kept(page, "interpolation_plane", 1)
+
+
+@pytest.mark.parametrize(("k", "explorer"), [(0, "zoo"), (1, "interpolation_plane")])
+def test_it_is_readable_in_the_dark_and_walked_by_tab(page, k, explorer):
+    kept_in_the_dark(page, explorer, k)
+    assert walked_by_tab(page, k)
+
+
+def test_the_console_has_no_error(page):
+    assert page.errors == []

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from IPython.display import publish_display_data
 from PIL import Image
 from plotly.basedatatypes import Undefined
+from plotly.offline import get_plotlyjs
 
 from wsnotebook.datasets import replacing
 from wsnotebook.plots.common import INK, compact_png
@@ -30,6 +31,7 @@ LAYOUT = {
     "hovermode": "closest",
     "modebar": {"remove": ["select2d", "lasso2d", "zoomin2d", "zoomout2d", "autoscale2d"]},
 }
+ROW = "display: flex; flex-wrap: wrap; gap: 0 1.6em; font-variant-numeric: tabular-nums"
 RING = {  # around the point that is chosen
     "type": "scatter",
     "mode": "markers",
@@ -56,7 +58,14 @@ class Displayed:
         }
 
 
-class Plot(go.FigureWidget):
+class FigureWidget(go.FigureWidget):
+    """plotly's, of which a browser first hears when it is whole: one that is told of it before may draw it empty."""
+
+    def __init__(self, figure: go.Figure):
+        super().__init__(figure)
+
+
+class Plot(FigureWidget):
     """A plot that catches up: a browser that has not drawn it yet misses the updates that it is sent."""
 
     def __init__(self, figure: go.Figure):
@@ -103,19 +112,25 @@ def write_page(path: str | Path, title: str, style: str, body: str, figure: go.F
     drawn = figure.to_html(config, full_html=False, include_plotlyjs=True, div_id="plot")
     texts = {name: json.dumps(value, separators=(",", ":")) for name, value in values.items()}
     texts = {name: text.replace("<", "\\u003c") for name, text in texts.items()}  # so that no text ends the script
-    body = _filled(body.strip(), texts | {"DRAWN": drawn})
-    page = _filled(PAGE, {"TITLE": title, "STYLE": style.strip(), "BODY": body})
+    body = filled(body.strip(), texts | {"DRAWN": drawn})
+    page = filled(PAGE, {"TITLE": title, "STYLE": style.strip(), "BODY": body})
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")
     return Path(path)
 
 
-def _filled(text: str, parts: dict[str, str]) -> str:
+def beside_plotly(page: str) -> str:
+    """A page of `write_page`, for a folder of several: it reads plotly.js from the file PLOTLY beside it."""
+    return page.replace(f">{get_plotlyjs()}</script>", f' src="{PLOTLY}"></script>')
+
+
+def filled(text: str, parts: dict[str, str]) -> str:
     """The text with each name replaced by its part, in one pass: what is put in is not looked through."""
     names = sorted(parts, key=len, reverse=True)
     return re.sub("|".join(map(re.escape, names)), lambda found: parts[found[0]], text)
 
 
+PLOTLY = "plotly.min.js"
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -123,12 +138,18 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>TITLE</title>
 <style>
-body { font: 15px/1.6 "DejaVu Sans", Verdana, sans-serif; color: #333333 }
-body { max-width: 62em; margin: 1em auto; padding: 0 1em }
+:root { color-scheme: light dark }
+body { font: 15px/1.6 "DejaVu Sans", Verdana, sans-serif; color: light-dark(#333333, #e6e6e6) }
+body { max-width: 62em; margin: 1em auto; padding: 0 1em; background: light-dark(white, #17191c) }
+h1 { font-size: 1.3em; margin: 0.4em 0 }
+#plot { min-width: 46rem }
+div:has(> #plot) { overflow-x: auto }
+:focus-visible { outline: 3px solid light-dark(#0b5cad, #8ab8ff); outline-offset: 2px }
 STYLE
 </style>
 </head>
 <body>
+<h1>TITLE</h1>
 BODY
 </body>
 </html>
@@ -141,7 +162,14 @@ def packed(values: np.ndarray) -> dict[str, str]:
 
 
 def readout(facts: dict[str, str]) -> str:
-    return html_row([f"{name} <b>{value}</b>" for name, value in facts.items()], "role='status' aria-live='polite'")
+    items = "".join(f"<span>{name} <b>{value}</b></span>" for name, value in facts.items())
+    return f"<div role='status' aria-live='polite' style='{ROW}'>{items}</div>"
+
+
+def legend(items: Sequence[str]) -> str:
+    """What a plot's colours mean, on the plot's white paper whatever the theme, as they are chosen for that."""
+    paper = f"background: white; color: {INK}; padding: 2px 8px"
+    return f"<div style='{ROW}; {paper}'>{''.join(f'<span>{item}</span>' for item in items)}</div>"
 
 
 def chooser(name: str, options: list, value) -> widgets.Dropdown:
@@ -156,11 +184,6 @@ def buttons(name: str, options: Sequence[str]) -> widgets.ToggleButtons:
 def html_options(names: list[str]) -> str:
     """Of a select element; their values are their places."""
     return "".join(f"<option value={i}>{html.escape(name)}</option>" for i, name in enumerate(names))
-
-
-def html_row(items: list[str], attributes: str = "") -> str:
-    style = "display: flex; flex-wrap: wrap; gap: 0 1.6em; font-variant-numeric: tabular-nums"
-    return f"<div {attributes} style='{style}'>{''.join(f'<span>{item}</span>' for item in items)}</div>"
 
 
 def image_source(image: Image.Image) -> str:

@@ -23,7 +23,7 @@ from wsnotebook.explorers.common import (
     Plot,
     chooser,
     html_options,
-    html_row,
+    legend,
     packed,
     readout,
     write_page,
@@ -170,7 +170,7 @@ class Explorer(Displayed):
         line = "display: inline-block; width: 22px; vertical-align: middle; margin-right: 5px; height:"
         bars = {"weights": (WEIGHTS, 10), "mixture": (INK, 2), "values of codebooks": (OTHER, 3)}
         items += [f"<span style='{line} {h}px; background: {c}'></span>{name}" for name, (c, h) in bars.items()]
-        return html_row(items)
+        return legend(items)
 
 
 SYMBOLS = {
@@ -201,6 +201,7 @@ AXES = {
     },
     "yaxis3": {"anchor": "x3", "showgrid": False, "zeroline": False, "autorange": "reversed", "dtick": 1},
     "clickmode": "event",
+    "plot_bgcolor": "rgba(0, 0, 0, 0)",  # else the map's ground, even of no map, hides the histogram
 }
 AXES["xaxis3"]["title"] = {"text": "layer that shares; numbers: clusters", "standoff": 8}
 AXES["yaxis3"]["title"] = {"text": "member"}

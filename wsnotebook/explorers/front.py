@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from wsnotebook import plots, tuning
 from wsnotebook.explorers import mixture
-from wsnotebook.explorers.common import LAYOUT, RING, Displayed, html_row, packed, readout, write_page
+from wsnotebook.explorers.common import LAYOUT, RING, Displayed, Plot, legend, packed, readout, write_page
 from wsnotebook.plots import tuning as pictures
 from wsnotebook.plots.common import INK
 
@@ -39,7 +39,7 @@ class Explorer(Displayed):
         self.slider = widgets.SelectionSlider(options=options, value=best.number, description="trial", tooltip=tip)
         self.slider.layout.width = "420px"
         self.readout = widgets.HTML(self._facts(best))
-        self.plot = go.FigureWidget(self._picture())
+        self.plot = Plot(self._picture())
         self.slider.observe(lambda change: self._draw(), "value")
         for trace in self.plot.data[: len(pictures.GROUPS)]:
             trace.on_click(self._clicked)
@@ -202,7 +202,7 @@ def _key() -> str:
     bars = [
         f"<span style='{line}; height: {h}px; background: {c}'></span>{name}" for name, (c, h) in mixture.KEY.items()
     ]
-    return html_row([*items, "\N{BLACK UP-POINTING TRIANGLE} beyond the axis", "<b>\N{LARGE CIRCLE}</b> shown", *bars])
+    return legend([*items, "\N{BLACK UP-POINTING TRIANGLE} beyond the axis", "<b>\N{LARGE CIRCLE}</b> shown", *bars])
 
 
 STYLE = "#trial { width: 24em; vertical-align: middle }"

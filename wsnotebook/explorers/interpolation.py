@@ -24,7 +24,7 @@ from wsnotebook.explorers.common import (
     Plot,
     buttons,
     chooser,
-    html_row,
+    legend,
     packed,
     readout,
     write_page,
@@ -347,7 +347,7 @@ def _key(labels) -> str:
         f"<span style='{style} {borders[dash]} {colour}'></span>{html.escape(label)}"
         for label, colour, dash, _ in _looks(labels)
     ]
-    return html_row([*items, "weights: (1 - t) first + t second"])
+    return legend([*items, "weights: (1 - t) first + t second"])
 
 
 DASHES, SYMBOLS = ("solid", "dash", "dashdot", "dot"), ("circle", "square", "triangle-up", "diamond")

@@ -26,8 +26,8 @@ from wsnotebook.explorers.common import (
     Plot,
     chooser,
     html_options,
-    html_row,
     image_source,
+    legend,
     readout,
     write_page,
 )
@@ -382,7 +382,7 @@ def _key() -> str:
         "dotted: the start itself, not embedded",
         "weights: blue below zero, red above",
     ]
-    return html_row(items)
+    return legend(items)
 
 
 MOVING = list(range(1, 8))  # places among the traces

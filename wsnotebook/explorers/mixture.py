@@ -20,9 +20,10 @@ from wsnotebook.explorers.common import (
     AXIS,
     LAYOUT,
     Displayed,
+    FigureWidget,
     buttons,
     html_options,
-    html_row,
+    legend,
     packed,
     readout,
     write_page,
@@ -57,7 +58,7 @@ class Explorer(Displayed):
         self.stop = widgets.Button(description="Stop and keep", icon="stop", disabled=self._live)
         self.stop.tooltip = "end training after this epoch; what is there is quantised and kept"
         self.readout = widgets.HTML(self._facts())
-        self.plot = go.FigureWidget(_picture(result, ALL, last, "log"))
+        self.plot = FigureWidget(_picture(result, ALL, last, "log"))
         widgets.jslink((self.play, "value"), (self.slider, "value"))
         for control in (self.slider, self.layer, self.scale):
             control.observe(lambda change: self._setting or self._draw(), "value")
@@ -291,7 +292,7 @@ def _key() -> str:
     """The legend; plotly's own would be drawn anew at every step."""
     line = "display: inline-block; width: 22px; vertical-align: middle; margin-right: 5px"
     items = [f"<span style='{line}; height: {h}px; background: {c}'></span>{name}" for name, (c, h) in KEY.items()]
-    return html_row([*items, f"bands: \N{PLUS-MINUS SIGN}2{SIGMA}", "dashed: unchanged"])
+    return legend([*items, f"bands: \N{PLUS-MINUS SIGN}2{SIGMA}", "dashed: unchanged"])
 
 
 def _tensor(layer: str) -> str | None:

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.basedatatypes import Undefined
 
-from wsnotebook.explorers.common import AXIS, LAYOUT, html_row, packed, readout
+from wsnotebook.explorers.common import AXIS, LAYOUT, legend, packed, readout
 from wsnotebook.methods.mlp_matrix import Form
 from wsnotebook.plots.common import INK
 from wsnotebook.plots.flow import CHOSEN, LANDMARK
@@ -214,7 +214,7 @@ def key(form: Form) -> str:
     colours = "".join(
         f"<b style='color: {_colour(sign)}'>\u25ac \u25cb</b> {side} 0 " for sign, side in ((-1, "below"), (1, "above"))
     )
-    return html_row([
+    return legend([
         *items, "<b style='color: #bbbbbb'>\u25cb</b> off", f"weights (lines) and biases (rings): {colours}",
         "mesh: the true function", "dotted: the best constant", "dashed: error on the function at the end of a walk",
     ])  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.basedatatypes import Undefined
 
-from wsnotebook.explorers.common import AXIS, LAYOUT, html_row, readout
+from wsnotebook.explorers.common import AXIS, LAYOUT, legend, readout
 from wsnotebook.plots.common import INK
 from wsnotebook.plots.flow import CHOSEN, LANDMARK
 from wsnotebook.plots.superweights import MEASURES, PARTS, SEVERAL, TINTS, UNUSED, View, costs, size
@@ -123,7 +123,7 @@ def _traces(view: View) -> list[dict]:
 def key() -> str:
     """The legend; plotly's own would be drawn anew at every step."""
     parts = [f"<b style='color: {colour}'>\u25a0</b> {name}" for name, colour in PARTS.items()]
-    return html_row([
+    return legend([
         "parameters:", *parts, f"<b style='color: {CHOSEN}'>\u2503</b> budget", "\u2716 needed at least",
         f"<b style='color: {LANDMARK}'>\u25cf</b> ensembles, joined: the best at their cost",
         f"<b style='color: {CHOSEN}'>\u25cf</b> the chosen members", 

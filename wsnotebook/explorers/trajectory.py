@@ -25,8 +25,8 @@ from wsnotebook.explorers.common import (
     buttons,
     chooser,
     html_options,
-    html_row,
     image_source,
+    legend,
     readout,
     write_page,
 )
@@ -319,7 +319,7 @@ def _key(typical: tuple[float, float]) -> str:
     """The legend; plotly's own would be drawn anew at every step."""
     dots = [(LANDMARK, "training networks"), (PARTICLE, "particles"), (CHOSEN, "the chosen one: click another")]
     items = [f"<span><b style='color: {colour}'>\u25cf</b> {name}</span>" for colour, name in dots]
-    return html_row([*items, f"dotted: the training networks' medians, {typical[0]:.1f} % and {typical[1]:.3g}"])
+    return legend([*items, f"dotted: the training networks' medians, {typical[0]:.1f} % and {typical[1]:.3g}"])
 
 
 PARTICLES, MOVING = 4, list(range(3, 11))  # places among the traces

@@ -24,7 +24,7 @@ from wsnotebook.explorers.common import (
     buttons,
     chooser,
     html_options,
-    html_row,
+    legend,
     write_page,
 )
 from wsnotebook.plots import zoo as pictures
@@ -115,7 +115,7 @@ class Explorer(Displayed):
             "labels": [f"{step:,}" for step in self.steps],
         }
         numeric = [name for name in names if self.columns[name].numeric]
-        body = BODY.replace("LAST", str(len(self.steps) - 1)).replace("KEY", html_row(list(RIGHT_KEY)))
+        body = BODY.replace("LAST", str(len(self.steps) - 1)).replace("KEY", legend(list(RIGHT_KEY)))
         body = body.replace("NUMERIC", _named_options(numeric)).replace("EVERY", _named_options(names))
         body = body.replace("NETWORKS", html_options([f"model {name}" for name in self._names()]))
         return write_page(path, "Zoo explorer", STYLE, body, self._picture(), {"DATA": data})
@@ -221,7 +221,7 @@ class Explorer(Displayed):
 
     def _key(self) -> str:
         """The colours of a fact of strings, and what the right half's lines are."""
-        return html_row([*_kinds_key(self.columns[self.colour.value]), *RIGHT_KEY])
+        return legend([*_kinds_key(self.columns[self.colour.value]), *RIGHT_KEY])
 
 
 def _named_options(names: list[str]) -> str:
@@ -238,7 +238,7 @@ def _stored(column: Column) -> dict:
         colours = _short(colours) if column.log else None
     else:
         axes, values = {"coloraxis": _scale(column)}, column.values.tolist()
-    looks = {"colours": colours, "symbols": symbols, "key": html_row(_kinds_key(column))}
+    looks = {"colours": colours, "symbols": symbols, "key": legend(_kinds_key(column))}
     ends = _ends(column) if column.numeric else None
     return looks | {"label": column.label, "values": values, "axes": axes, "ends": ends}
 

@@ -1,0 +1,84 @@
+"""An explorer's page of the app in a real Voila and a real Chromium: keys and clicks change what is drawn.
+
+The screenshot is kept in runs/screenshots/.
+"""
+
+import os
+import subprocess
+import sys
+
+import driving
+import nbformat
+import pytest
+from conftest import free_port, wait_for_server
+from driving import SEEN, changed, click_point, listen, timed
+
+from wsnotebook import app
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+CELL = """from wsnotebook import datasets, zoo
+from wsnotebook.explorers import zoo as zoos
+
+how = zoo.Config(epochs=3, batch=32, lr=3e-3, snapshots=(0, 10, 40))
+zoos.Explorer(zoo.train("mlp-64-16-10", datasets.load("digits"), 6, how))"""
+SERVE = "from pathlib import Path; from wsnotebook import app; app.serve(Path(), {}, browser=False)"
+
+
+@pytest.fixture(scope="module")
+def voila(tmp_path_factory):
+    """Address of the app on a folder with one page."""
+    folder, port = tmp_path_factory.mktemp("app"), free_port()
+    nbformat.write(app.page("Zoo explorer", "Move the step.", CELL), folder / "zoo_explorer.ipynb")
+    environment = os.environ | {"WSNOTEBOOK_CACHE": str(folder / "cache")}
+    with open(folder / "server.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVE.format(port)],
+            env=environment,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_for_server(server, port, folder / "server.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def page(voila, chromium):
+    page = chromium.new_page(viewport={"width": 1250, "height": 1000})
+    page.set_default_timeout(90_000)
+    page.route(lambda url: not url.startswith(voila), lambda route: route.fulfill(body=""))  # Voila asks for a font
+    listen(page)
+    page.goto(voila)
+    page.get_by_role("link", name="zoo_explorer").click()
+    page.wait_for_selector(".js-plotly-plot .main-svg")
+    page.wait_for_timeout(1000)
+    yield page
+    page.close()
+
+
+def test_it_shows_title_and_explorer_but_no_code(page):
+    assert page.get_by_role("heading", name="Zoo explorer").is_visible()
+    assert "zoo.train" not in page.content()
+
+
+def test_keys_move_the_picture_and_the_readout(page):
+    before = page.evaluate(SEEN)
+    timed(page, "zoo, in Voila", "ArrowLeft", "ArrowRight", presses=5)
+    after = changed(page, before)
+    assert after["readout"] != before["readout"]
+    page.screenshot(path=driving.SCREENSHOTS / "voila_zoo.png", full_page=True)
+
+
+def test_a_click_chooses_a_network(page):
+    before = page.evaluate(SEEN)
+    click_point(page, "networks", 4)
+    assert changed(page, before)["readout"] != before["readout"]
+
+
+def test_the_console_has_no_error(page):
+    assert page.errors == []
