@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from wsnotebook import files, networks, runs
+from wsnotebook import cli, files, networks
 from wsnotebook.methods import codec
 
 
@@ -21,7 +21,7 @@ def model(tmp_path):
 
 def fails(capsys, *arguments):
     """The one line that the command complains with."""
-    assert runs.main([str(argument) for argument in arguments]) == 2
+    assert cli.main([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("wsnotebook: ")
@@ -35,12 +35,12 @@ def equal(a, b):
 
 @pytest.mark.parametrize("mode", codec.MODES)
 def test_there_and_back(model, tmp_path, capsys, mode):
-    assert runs.main(["compress", str(model), "--mode", mode]) == 0
+    assert cli.main(["compress", str(model), "--mode", mode]) == 0
     packed, back = tmp_path / "model.wsn", tmp_path / "new" / "back.safetensors"
     size = packed.stat().st_size
     assert size < model.stat().st_size / 2
     assert f"wrote {packed}: {size:,} bytes, " in capsys.readouterr().out
-    assert runs.main(["decompress", str(packed), "-o", str(back)]) == 0
+    assert cli.main(["decompress", str(packed), "-o", str(back)]) == 0
     assert capsys.readouterr().out == f"wrote {back}: 4 tensors, 7,240 bytes\n"
     assert equal(safetensors.torch.load_file(back), safetensors.torch.load_file(model))
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.wsn", "new"}
@@ -49,12 +49,12 @@ def test_there_and_back(model, tmp_path, capsys, mode):
 def test_a_state_dict_of_torch_is_read_too(model, tmp_path):
     state = safetensors.torch.load_file(model) | {"h": torch.randn(3).bfloat16(), "none": torch.zeros(0)}
     torch.save(state, tmp_path / "other.pt")
-    assert runs.main(["compress", str(tmp_path / "other.pt"), "-o", str(tmp_path / "x")]) == 0
+    assert cli.main(["compress", str(tmp_path / "other.pt"), "-o", str(tmp_path / "x")]) == 0
     assert equal(codec.decode((tmp_path / "x").read_bytes()), state)
 
 
 def test_levels_and_half_round_and_say_so(model, tmp_path, capsys):
-    assert runs.main(["compress", str(model), "--levels", "15", "--half"]) == 0
+    assert cli.main(["compress", str(model), "--levels", "15", "--half"]) == 0
     state, decoded = safetensors.torch.load_file(model), codec.decode((tmp_path / "model.wsn").read_bytes())
     weights = state["fc2.weight"]
     assert len(decoded["fc2.weight"].unique()) <= 15
@@ -70,17 +70,17 @@ def test_levels_and_half_round_and_say_so(model, tmp_path, capsys):
 def test_little_to_gain_is_told(tmp_path, capsys):
     state = {"w": torch.randn(40, 50), "zeros": torch.zeros(30, 30) * -1}
     safetensors.torch.save_file(state, tmp_path / "m.safetensors")
-    assert runs.main(["compress", str(tmp_path / "m.safetensors")]) == 0
+    assert cli.main(["compress", str(tmp_path / "m.safetensors")]) == 0
     assert "zeros: 900 zeros are negative, and the file keeps that" in capsys.readouterr().out
     safetensors.torch.save_file({"w": state["w"]}, tmp_path / "m.safetensors")
-    assert runs.main(["compress", str(tmp_path / "m.safetensors")]) == 0
+    assert cli.main(["compress", str(tmp_path / "m.safetensors")]) == 0
     assert "no tensor takes few values, so there is little to gain" in capsys.readouterr().out
 
 
 def test_inspect_adds_up(model, tmp_path, capsys):
-    runs.main(["compress", str(model)])
+    cli.main(["compress", str(model)])
     capsys.readouterr()
-    assert runs.main(["inspect", str(tmp_path / "model.wsn")]) == 0
+    assert cli.main(["inspect", str(tmp_path / "model.wsn")]) == 0
     head, *rows, parts, total = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["tensor", "shape", "type", "non-zero"]
     assert {row.split()[0] for row in rows} == set(safetensors.torch.load_file(model))
@@ -93,7 +93,7 @@ def test_inspect_adds_up(model, tmp_path, capsys):
 
 
 def test_mistakes_are_one_line_and_leave_nothing(model, tmp_path, capsys):
-    runs.main(["compress", str(model)])
+    cli.main(["compress", str(model)])
     capsys.readouterr()
     packed = tmp_path / "model.wsn"
     assert "model.safetensors exists: say where to write with -o" in fails(capsys, "decompress", packed)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from wsnotebook import report, runs
+from wsnotebook import cli, report
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_are_those_of_the_figures(capsys):
-    assert runs.main(["report", "--check"]) == 0, capsys.readouterr().out
+    assert cli.main(["report", "--check"]) == 0, capsys.readouterr().out
     assert all(f"<!-- end of {mark} -->" in README for mark in report.SECTIONS)
 
 
@@ -48,6 +48,6 @@ def test_a_mark_may_name_a_file_and_must_name_something(tmp_path, monkeypatch):
         report.written(text.format("quick/09_some/other"))
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)", README))))
 def test_its_links_lead_somewhere(path):
     assert (ROOT / path).exists()

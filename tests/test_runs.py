@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from wsnotebook import runs
+from wsnotebook import cli, runs
 
 HEAD = "# Tiny\n\n[![badge](x)](y)\n\n**What is\nsmall?**\n\nMore."
 PARAMETERS = 'scale = "quick"  # which preset\nseed: int = 0\noverrides = {}'
@@ -49,7 +50,7 @@ def printed(path):
 
 def fails(capsys, *arguments):
     """The one line that `wsnotebook *arguments` complains with."""
-    assert runs.main(arguments) == 2
+    assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("wsnotebook: ")
@@ -61,7 +62,7 @@ def test_list_tells_number_title_and_promise(folder, capsys):
     put(folder, "02_second")
     put(folder, "01_first")
     (folder / "scratch.ipynb").write_text("not numbered")
-    assert runs.main(["list"]) == 0
+    assert cli.main(["list"]) == 0
     assert capsys.readouterr().out == "01  Tiny\n    What is small?\n02  Tiny\n    What is small?\n"
 
 
@@ -155,13 +156,15 @@ def test_a_run_gets_its_parameters_folders_and_one_thread(folder, tmp_path, caps
     monkeypatch.setenv("WSNOTEBOOK_DATA", os.pathsep.join(["data", "/elsewhere"]))
     monkeypatch.setenv("WSNOTEBOOK_CACHE", "cache")
     given = ["-p", "seed", "3", "-p", "lr", "1e-3", "-p", "cuts", "(1, (2,), ())"]
-    assert runs.main(["run", "1", "--scale", "laptop", *given, "--out", "out"]) == 0
+    assert cli.main(["run", "1", "--scale", "laptop", *given, "--out", "out"]) == 0
     first, second = printed(tmp_path / "out" / "01_first.ipynb").splitlines()
     assert first == "['laptop', 3, {'lr': 0.001, 'cuts': (1, (2,), ())}, 'notebooks', '1']"
     assert second == str([f"{tmp_path / 'data'}{os.pathsep}/elsewhere", str(tmp_path / "cache")])
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("01_first: ok, ")
-    assert told[1:] == ["wrote out/01_first.ipynb", "wrote out/figures/laptop/01_first/curve.{json,png}"]
+    assert told[1:-2] == ["wrote out/01_first.ipynb", "wrote out/figures/laptop/01_first/curve.{json,png}"]
+    assert re.fullmatch(r"notebook +wall s +CPU s +peak MiB", told[-2])
+    assert re.fullmatch(r"01_first +ok( +[\d.]+){3}", told[-1])
 
 
 @pytest.mark.notebooks
@@ -182,15 +185,20 @@ def test_a_failure_is_told_with_its_cell_and_the_others_run(folder, tmp_path, ca
         "import os, pathlib\nc = pathlib.Path(os.environ['WSNOTEBOOK_CACHE'])",
         "print(os.listdir(c), os.listdir(c / 'data'))",
         "(c / 'results').mkdir()\n(c / 'results/one.pt').write_text('new')",
+        "large = b'x' * (300 << 20)",
     )
     put(folder, "03_third", SAVE.format(name="03_third"))
-    assert runs.main(["figures", "--jobs", "2", "--fresh"]) == 1
+    assert cli.main(["figures", "--jobs", "2", "--fresh"]) == 1
     out, err = capsys.readouterr()
     assert "01_first: cell 4 (In [4]: y = x): ZeroDivisionError: division by zero\n" in err
     told = out.splitlines()
     assert {line.split(",")[0] for line in told[:3]} == {"01_first: failed", "02_second: ok", "03_third: ok"}
     copies = [f"wrote runs/quick/{name}.ipynb" for name in ("01_first", "02_second", "03_third")]
-    assert told[3:] == [*copies, "wrote pictures/quick/03_third/curve.{json,png}", "wrote pictures/quick/costs.json"]
+    assert told[3:-4] == [*copies, "wrote pictures/quick/03_third/curve.{json,png}", "wrote pictures/quick/costs.json"]
+    table = {name: rest for name, *rest in map(str.split, told[-4:])}
+    assert [table[name][0] for name in ("01_first", "02_second", "03_third")] == ["failed", "ok", "ok"]
+    peaks = {name: float(table[name][-1]) for name in ("01_first", "02_second", "03_third")}
+    assert peaks["02_second"] > 300 > max(peaks["01_first"], peaks["03_third"])  # each has its own
     assert "not reached" not in printed(tmp_path / "runs" / "quick" / "01_first.ipynb")
     assert printed(tmp_path / "runs" / "quick" / "02_second.ipynb") == "['data'] ['kept.gz']\n"
     costs = json.loads((pictures / "quick" / "costs.json").read_text())
@@ -199,6 +207,19 @@ def test_a_failure_is_told_with_its_cell_and_the_others_run(folder, tmp_path, ca
     assert costs["03_third"]["cpu_seconds"] > 0
     assert {path.name for path in cache.iterdir()} == {"data", "results"}
     assert (cache / "results" / "one.pt").read_text() == "new"  # what the fresh run kept takes the place of the old
+
+
+@pytest.mark.notebooks
+def test_two_at_a_time_give_the_numbers_of_one_at_a_time(folder, tmp_path):
+    sums = "import numpy as np\na = np.random.default_rng(seed).normal(size=(300, 300))\nprint((a @ a @ a).sum())"
+    chosen = [runs.read(put(folder, name, sums)) for name in ("01_first", "02_second")]
+    texts = []
+    for jobs in (1, 2):
+        ended = runs.execute(chosen, {"seed": 3}, copies=tmp_path / str(jobs), pictures=tmp_path, jobs=jobs)
+        assert [(run.notebook, run.error) for run in ended] == [("01_first", None), ("02_second", None)]
+        assert all(run.seconds > 0 and run.cpu_seconds > 0 and run.peak_mib > 1 for run in ended)
+        texts.append([printed(run.path) for run in ended])
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.notebooks
@@ -216,9 +237,9 @@ display(slider._repr_mimebundle_() | {"image/png": pixel, "text/plain": "a slide
     path = put(folder, "01_first", widget, bundle)
     broken = put(folder, "02_second", "1 / 0")
     before, kept = nbformat.read(path, as_version=4), broken.read_bytes()
-    assert runs.main(["refresh"]) == 1
+    assert cli.main(["refresh"]) == 1
     first = path.read_bytes()
-    assert runs.main(["refresh", "1"]) == 0
+    assert cli.main(["refresh", "1"]) == 0
     assert path.read_bytes() == first
     assert broken.read_bytes() == kept
     after = nbformat.read(path, as_version=4)
@@ -268,7 +289,7 @@ def test_an_interrupt_ends_the_kernel_and_starts_no_other(folder, tmp_path):
     put(folder, "01_first", "seed = 1\n" + sleep)
     put(folder, "02_second", "seed = 2\n" + sleep)
     started = folder / "started1"
-    arguments = [sys.executable, "-m", "wsnotebook.runs", "figures"]
+    arguments = [sys.executable, "-m", "wsnotebook.cli", "figures"]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True) as command:
         while command.poll() is None and not (started.exists() and started.read_text()):
             time.sleep(0.1)

@@ -1,14 +1,14 @@
-"""Run notebooks without a browser: `wsnotebook list | run NN | figures | refresh | report`, built on papermill.
+"""Run notebooks without a browser, in processes of their own, and put commit-ready outputs into their files.
 
-Every notebook runs in a process of its own with one thread and from its own folder, so `--jobs 2` gives the numbers
-of `--jobs 1`. A notebook that fails is reported with its cell and error; the others still run.
+Every notebook runs in a process of its own with one thread and from its own folder, so `jobs=2` gives the numbers
+of `jobs=1`. A notebook that fails is reported with its cell and error; the others still run. Built on papermill.
 """
 
-import argparse
 import ast
 import copy
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -16,9 +16,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -52,12 +51,14 @@ class Notebook:
 
 @dataclass(frozen=True)
 class Run:
-    """How one notebook's run went. `cpu_seconds` counts its kernel and what the kernel started."""
+    """How one notebook's run went. CPU time and memory are those of its kernel and what the kernel started."""
 
     notebook: str
     path: Path  # the executed copy; of a failed notebook, up to the failing cell
     error: str | None  # the failing cell, the error's name and its message
+    seconds: float  # on the wall, the kernel's start and end too
     cpu_seconds: float
+    peak_mib: float | None  # of the largest of these processes; None on Windows, which does not tell
 
 
 def folder() -> Path:
@@ -196,7 +197,7 @@ def execute(
     for target in (copies, pictures):
         _check_writable(target)
     folders = {"WSNOTEBOOK_FIGURES": str(pictures), "WSNOTEBOOK_RUNS": str(copies)}
-    environment = _environment() | folders | {"OMP_NUM_THREADS": "1"}
+    environment = absolute_folders() | folders | {"OMP_NUM_THREADS": "1"}
     ended = []
     with tempfile.TemporaryDirectory(prefix="wsnotebook-") as scratch:
         caches = [_empty_cache(Path(scratch, notebook.name)) if fresh else {} for notebook in chosen]
@@ -204,25 +205,36 @@ def execute(
             (notebook.path, values, copies / notebook.path.name, environment | cache)
             for notebook, values, cache in zip(chosen, routed, caches, strict=True)
         ]
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for run in _as_they_end(pool, tasks, jobs):
-                ended.append(run)
-                print(f"{run.notebook}: {'failed' if run.error else 'ok'}, {run.cpu_seconds:.1f} CPU-s", flush=True)
-                if run.error:
-                    print(f"{run.notebook}: {run.error}", file=sys.stderr, flush=True)
+        for run in _as_they_end(tasks, jobs):
+            ended.append(run)
+            print(f"{run.notebook}: {'failed' if run.error else 'ok'}, {run.cpu_seconds:.1f} CPU-s", flush=True)
+            if run.error:
+                print(f"{run.notebook}: {run.error}", file=sys.stderr, flush=True)
         for cache in filter(None, caches):
             _keep_results(Path(cache["WSNOTEBOOK_CACHE"]))
     return sorted(ended, key=lambda run: run.notebook)
 
 
-def _as_they_end(pool: Executor, tasks: Iterable[tuple], jobs: int) -> Iterator[Run]:
-    """The runs of `tasks` in the order they end. No more than `jobs` are handed over, so that Ctrl-C leaves no next."""
-    waiting = iter(tasks)
-    running = {pool.submit(_run, *task) for task in islice(waiting, jobs)}
-    while running:
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        running |= {pool.submit(_run, *task) for task in islice(waiting, len(done))}
-        yield from (future.result() for future in done)
+def _as_they_end(tasks: Iterable[tuple], jobs: int) -> Iterator[Run]:
+    """The runs of `tasks` in the order they end, no more than `jobs` at once, so that Ctrl-C leaves no next.
+
+    Each has a process of its own: what the system says of a process's children is then about one kernel.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    waiting, running = iter(tasks), {}  # {what will be a Run: the pool of its process}
+    try:
+        while True:
+            for task in islice(waiting, jobs - len(running)):
+                pool = ProcessPoolExecutor(1, mp_context=spawn)
+                running[pool.submit(_run, *task)] = pool
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                running.pop(future).shutdown()
+                yield future.result()
+    finally:
+        for pool in running.values():
+            pool.shutdown()
 
 
 def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
@@ -238,7 +250,8 @@ def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]
 
     papermill_translators.register("python", Literals)
     os.environ.update(environment)
-    before = os.times()
+    logging.disable()  # how a kernel ended is told by the Run; on Ctrl-C there would be more of it
+    began, before = time.perf_counter(), os.times()
     try:
         papermill.execute_notebook(
             path,
@@ -258,7 +271,17 @@ def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]
         error = f"{type(failure).__name__}: {failure}"
     after = os.times()
     children = after.children_user + after.children_system - before.children_user - before.children_system
-    return Run(path.stem, target, error, children)
+    return Run(path.stem, target, error, time.perf_counter() - began, children, _peak())
+
+
+def _peak() -> float | None:
+    """The memory, in MiB, of the largest process that this one has started and seen end."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**20
 
 
 def _place(path: Path, failure) -> str:
@@ -269,7 +292,7 @@ def _place(path: Path, failure) -> str:
     return f"{cell} (In [{failure.exec_count}]: {line}): {failure.ename}: {failure.evalue}"
 
 
-def _environment() -> dict[str, str]:
+def absolute_folders() -> dict[str, str]:
     """Our variables that name folders, made absolute: a kernel's working directory is the notebook's folder."""
     named = {name: os.environ[name] for name in ("WSNOTEBOOK_DATA", "WSNOTEBOOK_CACHE") if os.environ.get(name)}
     return {
@@ -360,169 +383,3 @@ def _joined(outputs: Iterable) -> list:
         else:
             joined.append(output)
     return joined
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `wsnotebook`: 0 if all went well, 1 if a notebook failed, 2 for bad usage, 130 if interrupted."""
-    try:
-        options = _parser().parse_args(argv)
-        return options.act(options)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"wsnotebook: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("wsnotebook: interrupted", file=sys.stderr)
-        return 130
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ValueError(f"{message} (see {self.prog} --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="wsnotebook", description="Run the numbered notebooks without a browser; compress networks.")
-    metavar = "list | run | figures | refresh | compress | decompress | inspect"
-    commands = parser.add_subparsers(dest="command", metavar=metavar, required=True)
-
-    command = commands.add_parser("list", help="number, title and promise of every notebook")
-    command.set_defaults(act=_list)
-
-    command = commands.add_parser("run", help="run one notebook")
-    command.set_defaults(act=_run_one)
-    command.add_argument("notebook", help="its number or its name")
-    command.add_argument(
-        "-p",
-        dest="parameters",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter of the notebook, or a field of its method's Config; may be repeated",
-    )
-    command.add_argument("--scale", choices=figures.SCALES, help="default: the notebook's own, quick")
-    _add_out(command)
-
-    command = commands.add_parser("figures", help="run every notebook and write its figures")
-    command.set_defaults(act=_run_all)
-    command.add_argument("--scale", choices=figures.SCALES, default="quick", help="default: %(default)s")
-    command.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time; default: %(default)s")
-    command.add_argument(
-        "--fresh", action="store_true", help="use no kept results, and record what each notebook costs"
-    )
-    _add_out(command)
-
-    command = commands.add_parser("refresh", help="run notebooks and commit-ready outputs into their files")
-    command.set_defaults(act=_refresh)
-    command.add_argument("notebooks", nargs="*", help="numbers or names; default: all")
-
-    command = commands.add_parser("report", help="write the result tables of README and notebooks from figures/**.json")
-    command.set_defaults(act=_tables)
-    command.add_argument("--check", action="store_true", help="write nothing; fail if a table is not up to date")
-
-    command = commands.add_parser("compress", help="write a network as a small file that gives it back bit for bit")
-    command.set_defaults(act=_on_file)
-    command.add_argument("model", type=Path, help="a .safetensors file, or a .pt file with a state dict")
-    command.add_argument("-o", dest="out", type=Path, metavar="FILE", help="default: the model's name with .wsn")
-    command.add_argument("--levels", type=int, metavar="N", help="round weights first, to N even steps a tensor (odd)")
-    command.add_argument("--half", action="store_true", help="round what is not clustered (biases, ..) to float16")
-    command.add_argument("--mode", choices=("context", "huffman"), default="context", help="default: %(default)s")
-
-    command = commands.add_parser("decompress", help="write the tensors of a compressed file as .safetensors")
-    command.set_defaults(act=_on_file)
-    command.add_argument("file", type=Path)
-    command.add_argument("-o", dest="out", type=Path, metavar="FILE", help="default: its name with .safetensors")
-    _add_limit(command)
-
-    command = commands.add_parser("inspect", help="what the bytes of a compressed file are spent on")
-    command.set_defaults(act=_on_file)
-    command.add_argument("file", type=Path)
-    _add_limit(command)
-    return parser
-
-
-def _add_limit(command: argparse.ArgumentParser) -> None:
-    text = "refuse a file whose tensors take more; default: %(default)s"
-    command.add_argument("--limit", type=int, default=1 << 28, metavar="BYTES", help=text)
-
-
-def _on_file(options: argparse.Namespace) -> int:
-    from wsnotebook import files
-
-    return getattr(files, options.command)(options)
-
-
-def _add_out(command: argparse.ArgumentParser) -> None:
-    text = "for executed notebooks, with figures in DIR/figures; default: runs/<scale> and figures in the checkout"
-    command.add_argument("--out", type=Path, metavar="DIR", help=text)
-
-
-def _list(options: argparse.Namespace) -> int:
-    for notebook in notebooks():
-        print(f"{notebook.number}  {notebook.title}\n    {notebook.promise}")
-    return 0
-
-
-def _run_one(options: argparse.Namespace) -> int:
-    notebook = find(options.notebook)
-    parameters = {name: parse(value) for name, value in options.parameters}
-    if options.scale:
-        parameters["scale"] = options.scale
-    scale = parameters.get("scale", notebook.parameters.get("scale", "quick"))
-    return _report([notebook], parameters, scale, options.out)
-
-
-def _run_all(options: argparse.Namespace) -> int:
-    return _report(
-        notebooks(), {"scale": options.scale}, options.scale, options.out, jobs=options.jobs, fresh=options.fresh
-    )
-
-
-def _refresh(options: argparse.Namespace) -> int:
-    runs = refresh([find(name) for name in options.notebooks] or notebooks())
-    return int(any(run.error for run in runs))
-
-
-def _tables(options: argparse.Namespace) -> int:
-    from wsnotebook import report
-
-    stale = report.update([report.home() / "README.md", *_paths()], write=not options.check)
-    for path in stale:
-        print(f"{'not up to date:' if options.check else 'wrote'} {os.path.relpath(path)}")
-    return int(options.check and bool(stale))
-
-
-def _report(chosen: list[Notebook], parameters: dict, scale: str, out: Path | None, **how) -> int:
-    """Execute, record the costs of a fresh run, print what was written; the exit status."""
-    here = figures.checkout(Path.cwd()) or Path.cwd()
-    copies, pictures = (out, out / "figures") if out else (here / "runs" / str(scale), figures.root())
-    began = time.time()
-    runs = execute(chosen, parameters, copies=copies, pictures=pictures, **how)
-    if how.get("fresh"):
-        _record(runs, pictures / scale / "costs.json")
-    for line in _written([run.path for run in runs] + sorted(pictures.rglob("*")), began):
-        print(f"wrote {line}")
-    return int(any(run.error for run in runs))
-
-
-def _record(runs: Iterable[Run], path: Path) -> None:
-    """Put the CPU seconds of the successful `runs` into the JSON file at `path`, beside the entries of the others."""
-    from wsnotebook.session import machine
-
-    costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    cores = machine()["cores"]
-    costs |= {run.notebook: {"cpu_seconds": round(run.cpu_seconds, 1), "cores": cores} for run in runs if not run.error}
-    figures.write({path: (json.dumps(costs, indent=2, sort_keys=True) + "\n").encode()})
-
-
-def _written(paths: Iterable[Path], began: float) -> list[str]:
-    """The files among `paths` written since `began`, relative to here: `figures/quick/01_x/sizes.{json,png,svg}`."""
-    kinds = defaultdict(list)
-    for path in paths:
-        if path.is_file() and path.stat().st_mtime >= began:
-            kinds[os.path.relpath(path.with_suffix(""))].append(path.suffix.removeprefix("."))
-    return [f"{stem}.{some[0]}" if len(some) == 1 else f"{stem}.{{{','.join(some)}}}" for stem, some in kinds.items()]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

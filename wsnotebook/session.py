@@ -3,15 +3,16 @@
 This is the one module that sets global state, because it is called at a notebook's edge: a session is a whole process.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import platform
 import random
 import re
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from wsnotebook.figures import SCALES
 from wsnotebook.plots.common import compact_png
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Session:
     """What a notebook runs under; `figures.save` writes it beside every figure."""
 
@@ -36,15 +37,28 @@ class Session:
 
 
 def start(
-    notebook: str, *, scale: str = "quick", seed: int = 0, device: str = "cpu", threads: int = 1, **parameters
+    notebook: str,
+    *,
+    scale: str = "quick",
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+    processes: int = 1,
+    counts: Sequence[str] = (),
+    choices: Mapping[str, Collection[str]] | None = None,
+    fields: Mapping[str, type] | None = None,
+    **parameters,
 ) -> Session:
     """Begin the notebook named `notebook`: seed Python, NumPy and torch, limit torch to `threads`, set the style.
 
     The same seed, device and number of threads give the same numbers. `device` is torch's name for one, such as "cpu",
-    "cuda" or "mps". The further `parameters` are kept for the record. In Jupyter a Figure that ends a cell is drawn,
-    without pyplot; on Colab the widget manager is switched on.
+    "cuda" or "mps". The further `parameters` are kept for the record. Some are looked at before anything runs: `counts`
+    names those that are a number of something (0: the scale's own), `choices` has the names that one may hold, one or
+    several, and `fields` the Config whose fields one sets, {name: value}. `processes` is for `executor`. In Jupyter a
+    Figure that ends a cell is drawn, without pyplot; on Colab the widget manager is switched on.
 
-    Raises ValueError for an unknown scale, a device that is not there, and a bad name, seed or number of threads.
+    Raises ValueError for an unknown scale, a device that is not there, a bad name, seed or number, and for parameters
+    that are not what they should be.
     """
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", notebook):
         raise ValueError(
@@ -54,8 +68,14 @@ def start(
         raise ValueError(f"scale={scale!r}: expected one of {', '.join(SCALES)}")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**32 - 1")
-    if not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads={threads!r}: expected an integer of at least 1")
+    _check_number("threads", threads, 1)
+    _check_number("processes", processes, 1)
+    for name in counts:
+        _check_number(name, parameters[name], 0)
+    for name, known in (choices or {}).items():
+        _check_choice(name, parameters[name], known)
+    for name, config in (fields or {}).items():
+        _check_fields(name, parameters[name], config)
     session = Session(notebook, scale, seed, _device(device), parameters)
     torch.set_num_threads(threads)
     random.seed(seed)
@@ -72,8 +92,7 @@ def start(
 
 def executor(processes: int, threads: int = 1):
     """Context of an executor that runs seeds side by side, with so many torch threads each; of None for one process."""
-    if not isinstance(processes, int) or processes < 1:
-        raise ValueError(f"processes={processes!r}: expected an integer of at least 1")
+    _check_number("processes", processes, 1)
     if processes == 1:
         return nullcontext()
     spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
@@ -98,12 +117,31 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _check_number(name: str, value: Any, low: int) -> None:
+    if not isinstance(value, int) or value < low:
+        raise ValueError(f"{name}={value!r}: expected an integer of at least {low}")
+
+
+def _check_choice(name: str, value: Any, known: Collection[str]) -> None:
+    """One of `known`, or some: a list of them, or a dict by them. An empty value is the scale's own."""
+    chosen = [value] if isinstance(value, str) and value else value
+    if not isinstance(chosen, str | list | tuple | dict) or any(one not in known for one in chosen):
+        raise ValueError(f"{name}={value!r}: known are {', '.join(known)}")
+
+
+def _check_fields(name: str, value: Any, config: type) -> None:
+    known = [field.name for field in dataclasses.fields(config)]
+    if not isinstance(value, dict) or not set(value) <= set(known):
+        owner = f"{config.__module__.rpartition('.')[2]}.{config.__name__}"
+        raise ValueError(f"{name}={value!r}: expected {{field: value}}, and {owner} has {', '.join(known)}")
+
+
 def _device(name: str) -> torch.device:
     """torch's device `name`, if this machine has it."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         known = ", ".join(machine()["devices"])
         raise ValueError(f"device={name!r} is not to be had here; this machine has {known}") from error
     return device

@@ -13,7 +13,7 @@ from wsnotebook import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-ALIKE = {"zoos": ("03", "04", "06", "08", "09"), "files": ("01", "02", "07")}  # one process trains what they share
+ALIKE = {"zoos": ("03", "04", "05", "06", "08", "09"), "files": ("01", "02", "07")}  # a process trains what they share
 
 
 def grouped(path):
@@ -28,12 +28,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.parametrize("path", [grouped(path) for path in PATHS]),
 ]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """One cache for a process, empty at first: the second execution of a notebook also tests what the first kept."""
-    return tmp_path_factory.mktemp("shared_cache")
 
 
 def test_it_runs_headless_and_saves_its_figures(path, cache, tmp_path, monkeypatch):

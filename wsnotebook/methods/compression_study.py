@@ -178,6 +178,8 @@ def preset(
     training.check_choice("preset", name, PRESETS)
     chosen, overrides = PRESETS[name], overrides or {}
     known = [prefix + field.name for prefix, owner in _PARTS.items() for field in fields(owner)]
+    if not isinstance(overrides, dict):
+        raise ValueError(f"overrides={overrides!r}: expected {{field: value}}")
     if unknown := overrides.keys() - set(known):
         raise ValueError(f"overrides: unknown {', '.join(sorted(unknown))}; soft weight-sharing has {', '.join(known)}")
     changed = {prefix: {} for prefix in _PARTS}

@@ -355,7 +355,8 @@ def costs(macs: np.ndarray) -> dict[float, str]:
         values = [float(value) for value in LogLocator(subs=subs).tick_values(low, high) if low <= value <= high]
         if len(values) > 2:
             break
-    return {value: EngFormatter(sep="\N{NO-BREAK SPACE}")(value) for value in values}
+    written = EngFormatter(sep="\N{NO-BREAK SPACE}", useMathText=False)  # plotly has no mathtext
+    return {value: written(value) for value in values}
 
 
 def _bar(axes, view: View) -> None:
