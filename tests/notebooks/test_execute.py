@@ -51,7 +51,7 @@ def test_it_runs_as_committed_and_prints_what_it_shows(path, cache, tmp_path):
     options = [
         "--nbval-lax",
         "--nbval-current-env",
-        "--nbval-cell-timeout=120",
+        "--nbval-cell-timeout=300",
         "-p",
         "no:cacheprovider",
         "-W",

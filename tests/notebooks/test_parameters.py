@@ -1,5 +1,6 @@
 """A parameter that cannot be right ends a notebook with one clear error, before it reads or computes anything."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ WRONG = {
     "overrides": [NONSENSE, "nonsense"],
     "search_overrides": [NONSENSE],
     "changes": [NONSENSE],
+    "training": [NONSENSE],
     "target": [NONSENSE],
     "preset": ["nonsense"],
     "experiment": ["nonsense"],
@@ -43,14 +45,20 @@ CASES = [
 ]
 
 
+@functools.cache
+def code(path):
+    """The notebook's cells to run, with their tags; Colab's guard is left out."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return [(cell.source, cell.metadata.get("tags", [])) for cell in cells if "google.colab" not in cell.source]
+
+
 def start(path, **given):
-    """Run the notebook's cells in order, `given` in place of its parameters; Colab's guard is left out."""
+    """Run the notebook's cells in order, `given` in place of its parameters."""
     values = {}
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code" and "google.colab" not in cell.source:
-            exec(cell.source, values)
-            if "parameters" in cell.metadata.get("tags", []):
-                values |= given
+    for source, tags in code(path):
+        exec(source, values)
+        if "parameters" in tags:
+            values |= given
 
 
 @pytest.mark.parametrize(("path", "name", "value", "scale"), sorted(CASES, key=lambda case: case.id))

@@ -62,7 +62,14 @@ class FigureWidget(go.FigureWidget):
     """plotly's, of which a browser first hears when it is whole: one that is told of it before may draw it empty."""
 
     def __init__(self, figure: go.Figure):
+        self._whole = False
         super().__init__(figure)
+        self._whole = True
+        self.open()
+
+    def open(self) -> None:
+        if self._whole:
+            super().open()
 
 
 class Plot(FigureWidget):
