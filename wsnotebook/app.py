@@ -55,7 +55,9 @@ def serve(folder: Path, port: int, browser: bool) -> None:
         raise ModuleNotFoundError("the app needs Voila: pip install 'wsnotebook[lab]'")
     from voila.app import Voila
 
-    os.environ.update(runs.absolute_folders() | {"WSNOTEBOOK_FIGURES": str(folder), "OMP_NUM_THREADS": "1"})
+    ours = {"WSNOTEBOOK_FIGURES": str(folder), "OMP_NUM_THREADS": "1"}
+    ours["TQDM_DELAY"] = "1e9"  # seconds until a progress bar shows: a page comes when all is done, and bars are closed
+    os.environ.update(runs.absolute_folders() | ours)  # kernels inherit it
     options = {"ip": "127.0.0.1", "port": port, "open_browser": browser}
     given = [f"--Voila.{name}={value}" for name, value in options.items()]
     shown = [f"--VoilaConfiguration.{name}=True" for name in ("strip_sources", "show_tracebacks", "classic_tree")]

@@ -1,19 +1,15 @@
 """A real JupyterLab and a real Chromium."""
 
-import http.client
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
-import time
-from contextlib import closing
 from pathlib import Path
 
 import nbformat
 import pytest
-from driving import DELAYS, listen, wait_idle
+from driving import DELAYS, free_port, listen, new_page, wait_for_server, wait_idle
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -79,25 +75,6 @@ def lab(notebooks):
         server.wait(30)
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def wait_for_server(server, port, log, seconds=120):
-    for _ in range(4 * seconds):
-        if server.poll() is not None:
-            break
-        try:
-            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-                connection.request("GET", "/api")
-                return connection.getresponse().read()
-        except OSError:
-            time.sleep(0.25)
-    pytest.fail(f"the server did not start:\n{log.read_text()}")
-
-
 @pytest.fixture(scope="session")
 def chromium():
     """A browser."""
@@ -117,8 +94,7 @@ def opened(lab, chromium):
     """A function: the notebook of this name, run until it has drawn its plots; `errors` has what the console says."""
 
     def open_page(notebook, plots=1):
-        page = chromium.new_page(viewport={"width": 1250, "height": 1000})
-        page.set_default_timeout(90_000)
+        page = new_page(chromium)
         page.goto(f"{lab}/lab/tree/{notebook}?reset")
         wait_idle(page)
         listen(page)

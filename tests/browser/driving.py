@@ -1,9 +1,15 @@
 """Driving a notebook in a browser: wait for its kernel, press a slider's keys, click, read and keep what is shown."""
 
+import http.client
 import os
+import socket
 import statistics
+import time
+from contextlib import closing
 from itertools import cycle, islice, pairwise
 from pathlib import Path
+
+import pytest
 
 SCREENSHOTS = Path(__file__).parents[2] / "runs" / "screenshots"
 DELAYS = {}  # {explorer: (milliseconds from key to picture, the machine's load)}, told at the end of the session
@@ -19,6 +25,33 @@ SEEN = """() => {
     path: [...plot.querySelectorAll('.scatterlayer path.js-line')].map(path => path.getAttribute('d')).join(' '),
   };
 }"""
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for_server(server, port, log, seconds=120):
+    for _ in range(4 * seconds):
+        if server.poll() is not None:
+            break
+        try:
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+                connection.request("GET", "/api")
+                return connection.getresponse().read()
+        except OSError:
+            time.sleep(0.25)
+    pytest.fail(f"the server did not start:\n{log.read_text()}")
+
+
+def new_page(chromium):
+    """A page in which plots may take their time to start: after two seconds anywidget would send them nothing more."""
+    page = chromium.new_page(viewport={"width": 1250, "height": 1000})
+    page.set_default_timeout(90_000)
+    page.add_init_script("AbortSignal.timeout = (late => ms => late(30 * ms))(AbortSignal.timeout.bind(AbortSignal))")
+    return page
 
 
 def wait_idle(page):

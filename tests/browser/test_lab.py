@@ -16,6 +16,17 @@ def page(opened):
     page.close()
 
 
+def test_every_cell_ran_without_an_error(page):
+    page.wait_for_function(
+        """() => {
+          const cells = window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code');
+          return cells.every(cell => cell.model.executionCount !== null);
+        }"""
+    )
+    wait_idle(page)
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+
+
 def test_the_slider_moves_the_picture(page):
     page.wait_for_function("() => document.querySelector('[role=status]')?.textContent.includes('times smaller')")
     page.wait_for_timeout(500)
@@ -33,17 +44,6 @@ def test_a_click_draws_counts_on_an_even_scale(page):
     before = page.evaluate(SEEN)
     page.get_by_role("button", name="linear", exact=True).first.click()
     assert changed(page, before, "path")["data"] == before["data"]
-
-
-def test_every_cell_ran_without_an_error(page):
-    page.wait_for_function(
-        """() => {
-          const cells = window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code');
-          return cells.every(cell => cell.model.executionCount !== null);
-        }"""
-    )
-    wait_idle(page)
-    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
 
 
 def test_it_is_readable_in_the_dark_and_walked_by_tab(page):

@@ -4,14 +4,14 @@ The screenshot is kept in runs/screenshots/.
 """
 
 import os
+import re
 import subprocess
 import sys
 
 import driving
 import nbformat
 import pytest
-from conftest import free_port, wait_for_server
-from driving import SEEN, changed, click_point, listen, timed
+from driving import SEEN, changed, click_point, free_port, listen, new_page, timed, wait_for_server
 
 from wsnotebook import app
 
@@ -49,12 +49,11 @@ def voila(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(voila, chromium):
-    page = chromium.new_page(viewport={"width": 1250, "height": 1000})
-    page.set_default_timeout(90_000)
-    page.route(lambda url: not url.startswith(voila), lambda route: route.fulfill(body=""))  # Voila asks for a font
+    page = new_page(chromium)
+    page.route(re.compile("^https:"), lambda route: route.fulfill(body=""))  # Voila asks for a font
     listen(page)
     page.goto(voila)
-    page.get_by_role("link", name="zoo_explorer").click()
+    page.goto(voila + page.get_by_role("link", name="zoo_explorer").get_attribute("href"))
     page.wait_for_selector(".js-plotly-plot .main-svg")
     page.wait_for_timeout(1000)
     yield page
@@ -64,6 +63,7 @@ def page(voila, chromium):
 def test_it_shows_title_and_explorer_but_no_code(page):
     assert page.get_by_role("heading", name="Zoo explorer").is_visible()
     assert "zoo.train" not in page.content()
+    assert "Error" not in page.locator("body").inner_text()
 
 
 def test_keys_move_the_picture_and_the_readout(page):

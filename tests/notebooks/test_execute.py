@@ -29,11 +29,12 @@ pytestmark = [
 
 
 def test_it_runs_as_committed_prints_what_it_shows_and_saves_its_figures(path, cache, tmp_path):
-    folders = {"WSNOTEBOOK_CACHE": str(cache), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}  # a bar is no output
+    folders = {"WSNOTEBOOK_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     folders |= {"WSNOTEBOOK_FIGURES": str(tmp_path), "WSNOTEBOOK_RUNS": str(tmp_path / "runs")}
+    quiet = {"QT_API": "none", "TQDM_DISABLE": "1"}  # bars would be outputs: to the console (of Qt), and there none
     options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", *options, "-W", "ignore", str(path)]
-    checked = subprocess.run(command, cwd=ROOT, env=os.environ | folders, capture_output=True, text=True)
+    checked = subprocess.run(command, cwd=ROOT, env=os.environ | folders | quiet, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout[-6000:] + checked.stderr[-2000:]
     check_figures(tmp_path / "quick" / path.stem, path)
 

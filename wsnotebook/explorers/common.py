@@ -59,7 +59,10 @@ class Displayed:
 
 
 class FigureWidget(go.FigureWidget):
-    """plotly's, of which a browser first hears when it is whole: one that is told of it before may draw it empty."""
+    """plotly's, of which a browser first hears when it is whole: a slow one draws it empty if told of it before.
+
+    anywidget gives the plot's script two seconds to start in the browser, and then drops all that is sent to it later.
+    """
 
     def __init__(self, figure: go.Figure):
         self._whole = False
