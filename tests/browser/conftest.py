@@ -3,13 +3,12 @@
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from driving import DELAYS, free_port, listen, new_page, wait_for_server, wait_idle
+from driving import DELAYS, listen, new_page, served, wait_idle
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -23,7 +22,7 @@ SETTINGS = {
 def pytest_terminal_summary(terminalreporter):
     """How long a key takes to be seen, median and longest. The machine is seldom idle, so its load is told as well."""
     if DELAYS:
-        terminalreporter.section("from key to picture")
+        terminalreporter.section("from key to picture, 100 ms wanted")
     for explorer, (delays, load) in sorted(DELAYS.items()):
         told = f"median {statistics.median(delays):4.0f} ms, longest {max(delays):4.0f} ms of {len(delays)} keys"
         terminalreporter.write_line(f"{explorer:<18} {told}, load {load:.1f}")
@@ -44,7 +43,6 @@ def lab(notebooks):
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    port = free_port()
     folders = {
         "JUPYTER_CONFIG_DIR": "config",
         "JUPYTER_RUNTIME_DIR": "runtime",
@@ -56,7 +54,6 @@ def lab(notebooks):
     environment = os.environ | {name: str(home / folder) for name, folder in folders.items()} | {"OMP_NUM_THREADS": "1"}
     options = {
         "ServerApp.ip": "127.0.0.1",
-        "ServerApp.port": port,
         "ServerApp.port_retries": 0,
         "ServerApp.open_browser": False,
         "ServerApp.allow_root": True,
@@ -65,14 +62,8 @@ def lab(notebooks):
         "LabApp.expose_app_in_browser": True,
     }
     command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
-    with open(home / "server.log", "w") as log:
-        server = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        wait_for_server(server, port, home / "server.log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(30)
+    with served(lambda port: [*command, f"--ServerApp.port={port}"], home, environment) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +111,11 @@ def ran(opened, notebooks):
         return page
 
     return run_cells
+
+
+@pytest.fixture(scope="module")
+def page(ran, request):
+    """The page of a module's CELLS."""
+    page = ran(request.module.__name__.removeprefix("test_"), *request.module.CELLS)
+    yield page
+    page.close()

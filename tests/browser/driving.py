@@ -4,8 +4,9 @@ import http.client
 import os
 import socket
 import statistics
+import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 
@@ -27,10 +28,20 @@ SEEN = """() => {
 }"""
 
 
-def free_port():
+@contextmanager
+def served(command, folder, environment):
+    """Address of the server that `command`, told a free port, starts in this folder; stopped at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        port = free.getsockname()[1]
+    with open(folder / "server.log", "w") as log:
+        server = subprocess.Popen(command(port), env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_for_server(server, port, folder / "server.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def wait_for_server(server, port, log, seconds=120):

@@ -11,7 +11,8 @@ from driving import click_point, kept, kept_in_the_dark, press, timed, walked_by
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-CELL = """from dataclasses import replace
+CELLS = [
+    """from dataclasses import replace
 from functools import partial
 import torch
 from wsnotebook import datasets, networks, training
@@ -35,6 +36,7 @@ for name in ("mlp-64-24-24-10", "mlp-64-16-10"):
     }
     entries[name], _ = compared(Case(name, 0, digits, network, how, 1.0), tried)
 compression.Explorer(entries)"""
+]
 # what is shown: the readout, the drawn histogram and map, the ring's place, and the points
 SEEN = """() => {
   const plot = document.querySelector('.js-plotly-plot');
@@ -52,11 +54,9 @@ changed = partial(driving.changed, seen=SEEN)
 
 
 @pytest.fixture(scope="module")
-def page(ran):
-    page = ran("compression", CELL)
+def page(page):
     page.wait_for_selector(".scatterlayer path.js-fill", state="attached")  # drawn after the frame
-    yield page
-    page.close()
+    return page
 
 
 def test_keys_go_through_the_files(page):

@@ -8,7 +8,8 @@ from driving import SEEN, changed, click_point, kept, kept_in_the_dark, timed, w
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-CELL = """import torch
+CELLS = [
+    """import torch
 import warnings
 from wsnotebook import datasets, evaluation, networks, training, tuning
 from wsnotebook.explorers import front
@@ -30,13 +31,7 @@ for number, tau in enumerate((0.003, 0.01, 0.03, 0.1)):
     trials.append(tuning.Trial(number, {"tau": tau}, "complete", *scores, 4, "", ()))
 trials.append(tuning.Trial(4, {"tau": 1.0}, "pruned", 12.0, trained + 1, 1.0, 2, "worse than the median", ()))
 front.Explorer(trials, lambda trial: results[trial.number], 5.0)"""
-
-
-@pytest.fixture(scope="module")
-def page(ran):
-    page = ran("front", CELL)
-    yield page
-    page.close()
+]
 
 
 def test_keys_go_through_the_trials(page):

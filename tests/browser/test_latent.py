@@ -11,7 +11,8 @@ from driving import click_point, kept, kept_in_the_dark, press, timed, walked_by
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-CELL = """from wsnotebook import datasets, symmetry, zoo
+CELLS = [
+    """from wsnotebook import datasets, symmetry, zoo
 from wsnotebook.explorers import latent
 from wsnotebook.methods.layer_pca import layer_pca
 
@@ -19,6 +20,7 @@ digits = datasets.load("digits")
 nets = zoo.train("cnn-tiny", digits, 24, zoo.Config(epochs=12, batch=32, lr=3e-3, snapshots=(0, 20, 100)))
 nets = symmetry.align(nets, reference=0).zoo
 latent.Explorer(layer_pca(nets, 16), nets, digits.validation)"""
+]
 # what is shown: the readout, the points and texts of every trace, the pictures' sizes, the drawn numbers
 SEEN = """() => {
   const plot = document.querySelector('.js-plotly-plot');
@@ -32,13 +34,6 @@ SEEN = """() => {
 }"""
 changed = partial(driving.changed, seen=SEEN)
 ROWS = 360  # of the validation digits
-
-
-@pytest.fixture(scope="module")
-def page(ran):
-    page = ran("latent", CELL)
-    yield page
-    page.close()
 
 
 def test_keys_walk(page):

@@ -11,7 +11,8 @@ from driving import kept, kept_in_the_dark, timed, walked_by_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-CELL = """import torch
+CELLS = [
+    """import torch
 from wsnotebook import cornn
 from wsnotebook.explorers import search
 from wsnotebook.methods import latent_search, mlp_fitting, swat_nn
@@ -22,6 +23,7 @@ swat = swat_nn.train(swat_nn.Config(iterations=150))
 tuning = mlp_fitting.Config(steps=100, batch=64, lr=0.01)
 config = latent_search.Config(depths=(1, 2), steps=60, tuned=2, training=tuning, tuning=tuning)
 search.Explorer(latent_search.search(latent_search.latent(swat), table, config), table, swat)"""
+]
 # what is shown: the readout, and the numbers of every trace
 SEEN = """() => {
   const plot = document.querySelector('.js-plotly-plot');
@@ -37,13 +39,6 @@ SEEN = """() => {
   };
 }"""
 changed = partial(driving.changed, seen=SEEN)
-
-
-@pytest.fixture(scope="module")
-def page(ran):
-    page = ran("search", CELL)
-    yield page
-    page.close()
 
 
 def turn(page):

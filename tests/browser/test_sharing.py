@@ -11,7 +11,8 @@ from driving import kept, kept_in_the_dark, timed, walked_by_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-CELL = """import torch
+CELLS = [
+    """import torch
 from wsnotebook import datasets, networks
 from wsnotebook.explorers import sharing
 from wsnotebook.methods.superweight_ensembles import anytime
@@ -24,6 +25,7 @@ members = [networks.build_for(digits, name, seed=seed) for seed, name in enumera
 config = Config(epochs=2, batch=50, pretraining=1, bins=3, batches=4, threshold=0.3, lr=0.05)
 result = train(members, digits, config, 180_000)
 sharing.Explorer(result, config, anytime(result.model, digits.validation))"""
+]
 # what is shown: the readout, the map's numbers as they are drawn, the bar's boxes, and the chosen ensemble
 SEEN = """() => {
   const plot = document.querySelector('.js-plotly-plot');
@@ -36,13 +38,6 @@ SEEN = """() => {
   };
 }"""
 changed = partial(driving.changed, seen=SEEN)
-
-
-@pytest.fixture(scope="module")
-def page(ran):
-    page = ran("sharing", CELL)
-    yield page
-    page.close()
 
 
 def test_keys_regroup_the_layers(page):

@@ -9,7 +9,8 @@ from driving import SEEN, click_point, kept, kept_in_the_dark, timed, walked_by_
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-CELL = """import numpy as np
+CELLS = [
+    """import numpy as np
 from wsnotebook import datasets, zoo
 from wsnotebook.explorers import trajectory
 from wsnotebook.methods import weight_flow
@@ -19,13 +20,7 @@ nets = zoo.train("mlp-64-16-10", digits, 12, zoo.Config(epochs=8, batch=32, lr=3
 nets = nets.made(nets.weights, kind=np.where(np.arange(12) < 6, "even", "odd"))
 flow = weight_flow.train(nets, weight_flow.Config(hidden=64, iterations=300, condition="kind"))
 trajectory.Explorer(flow, nets, digits.validation, n=16)"""
-
-
-@pytest.fixture(scope="module")
-def page(ran):
-    page = ran("trajectory", CELL)
-    yield page
-    page.close()
+]
 
 
 def changed(page, before):

@@ -5,13 +5,12 @@ The screenshot is kept in runs/screenshots/.
 
 import os
 import re
-import subprocess
 import sys
 
 import driving
 import nbformat
 import pytest
-from driving import SEEN, changed, click_point, free_port, listen, new_page, timed, wait_for_server
+from driving import SEEN, changed, click_point, listen, new_page, served, timed
 
 from wsnotebook import app
 
@@ -28,23 +27,11 @@ SERVE = "from pathlib import Path; from wsnotebook import app; app.serve(Path(),
 @pytest.fixture(scope="module")
 def voila(tmp_path_factory):
     """Address of the app on a folder with one page."""
-    folder, port = tmp_path_factory.mktemp("app"), free_port()
+    folder = tmp_path_factory.mktemp("app")
     nbformat.write(app.page("Zoo explorer", "Move the step.", CELL), folder / "zoo_explorer.ipynb")
     environment = os.environ | {"WSNOTEBOOK_CACHE": str(folder / "cache")}
-    with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-c", SERVE.format(port)],
-            env=environment,
-            cwd=folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_for_server(server, port, folder / "server.log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(30)
+    with served(lambda port: [sys.executable, "-c", SERVE.format(port)], folder, environment) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

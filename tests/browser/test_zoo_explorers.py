@@ -30,13 +30,6 @@ SEEN = """k => {
 CHANGED = "seen => document.querySelectorAll('[role=status][aria-live=polite]')[1].textContent !== seen"
 
 
-@pytest.fixture(scope="module")
-def page(ran):
-    page = ran("zoo", *CELLS)
-    yield page
-    page.close()
-
-
 @pytest.mark.parametrize(("k", "explorer", "keys"), [
     (0, "zoo", ("ArrowLeft", "ArrowRight")), (1, "interpolation", ("ArrowRight",)),
 ])  # fmt: skip
