@@ -128,6 +128,6 @@ def test_a_hundred_thousand_networks_go_through_in_less_memory_than_they_are(tmp
     seen = json.loads(ended.stdout)
     assert (seen["networks"], seen["weights"]) == (100_000, 610)
     assert seen["zoo_mib"] > 230
-    assert seen["most_mib"] - seen["start_mib"] < 150, seen
+    assert seen["most_mib"] - seen["start_mib"] < seen["zoo_mib"], seen
     before, after = seen["distance"]
     assert after < 0.8 * before

@@ -86,7 +86,7 @@ def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
             "of at least 2 networks"
         )
     learned = zoo.layout.learned().to(device)
-    mean = zoo.weights.mean(0, dtype=torch.float64)
+    mean = sum(some.weights.sum(0, dtype=torch.float64) for some in zoo.blocks()) / n
     dual = n <= max(zoo.layout.d, DUAL)
     products = torch.zeros(2 * [n if dual else zoo.layout.d], dtype=torch.float64, device=device)
     blocks = torch.arange(zoo.layout.d, device=device).split(max(1, BLOCK // n))

@@ -285,8 +285,11 @@ def _compare(layout: Layout, rows: Tensor, row: Tensor) -> tuple[np.ndarray, np.
 
 def _function_error(zoo: Zoo, weights: Tensor, x: Tensor) -> np.ndarray:
     """Largest change of an output on x from the zoo's networks to those of other weights (n, d): (n,)."""
-    before, after = (evaluation.logits(each, x) for each in (zoo, zoo.derived(weights)))
-    return (before - after).abs().flatten(1).amax(1).cpu().numpy().astype(float)
+    errors = []
+    for pair in zip(zoo.blocks(), zoo.derived(weights).blocks(), strict=True):
+        before, after = (evaluation.logits(some, x) for some in pair)
+        errors.append((before - after).abs().flatten(1).amax(1).cpu().numpy().astype(float))
+    return np.concatenate(errors)
 
 
 @torch.no_grad()
