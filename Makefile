@@ -54,5 +54,5 @@ $(READY): pyproject.toml constraints.txt
 		|| { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
 	$(BIN)/python -m pip install -q --no-deps --retries 1 --timeout 15 \
 		--extra-index-url https://download.pytorch.org/whl/cpu -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[lab,test,fast,tune,flow]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[lab,test,fast,tune,flow,cluster]"
 	touch $@
