@@ -237,19 +237,22 @@ def matched(
     names = [name for name, kind in zip(layout.names, layout.kinds, strict=True) if kind != "statistic"]
     own = {name: tensor for name, tensor in layout.unflatten(reference).items() if name in names}
     spots = places(spec, {group.name for groups in attentions.values() for group in groups}, names)
-    portion = max(1, PORTION // (layout.d + sum(group.size**2 for group in spec.groups.values())))
-    parts, sweeps = [], []
-    with tqdm(total=len(weights), desc="alignment", unit="network", leave=False, delay=1) as progress:
-        for rows in weights.split(portion):
+    portion, n = max(1, PORTION // (layout.d + sum(group.size**2 for group in spec.groups.values()))), len(weights)
+    permutations, sweeps = {}, np.empty(n, np.int64)  # all room at once: kept pieces would leave holes in the memory
+    with tqdm(total=n, desc="alignment", unit="network", leave=False, delay=1) as progress:
+        for first, rows in zip(range(0, n, portion), weights.split(portion), strict=True):
+            here = slice(first, first + len(rows))
             state = {name: tensor for name, tensor in layout.unflatten(rows).items() if name in own}
             matching = Matching(spec, movable, own, state)
-            sweeps.append(matching.run(seed).numpy())
+            sweeps[here] = matching.run(seed).numpy()
             found = matching.permutations
             for groups in attentions.values():
                 found |= match_heads(groups, spots, own, state)
-            parts.append(found)
+            permutations = permutations or {group: p.new_empty(n, p.shape[1]) for group, p in found.items()}
+            for group, p in found.items():
+                permutations[group][here] = p
             progress.update(len(rows))
-    return {group: torch.cat([part[group] for part in parts]) for group in parts[0]}, np.concatenate(sweeps)
+    return permutations, sweeps
 
 
 def _permuted(layout: Layout, spec: Specification, rows: Tensor, permutations: dict[str, Tensor]) -> Tensor:
