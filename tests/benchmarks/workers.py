@@ -1,4 +1,4 @@
-"""A zoo of 200 networks by one worker of a Dask cluster on this machine, and by two: seconds on the wall, equal results.
+"""A zoo of 200 networks by one worker of a Dask cluster here, and by two: seconds on the wall, results equal.
 
     python tests/benchmarks/workers.py        # wants two idle cores
 
