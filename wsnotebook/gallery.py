@@ -117,7 +117,7 @@ def explorers() -> Iterator[tuple[str, Displayed]]:
 @cache
 def _trained() -> tuple[compression_study.Preset, nn.Module]:
     """(settings of soft weight-sharing, the trained network that is compressed)."""
-    setting = compression_study.preset("quick", network="mlp-64-100-10", overrides=CONDENSING)
+    setting = compression_study.preset("quick", network="mlp-64-100-10", overrides=compression_study.CONDENSING)
     return setting, compression_study.trained_network(setting, datasets.load("digits"), 0)[0]
 
 
@@ -201,16 +201,6 @@ EXPLORERS = {  # how each is made, or found in the cache
     "trajectory": _trajectory,
     "compression": _compression,
     "front": _front,
-}
-CONDENSING = {  # settings of soft weight-sharing under which a spike condenses within seconds
-    "components": 7,
-    "tau": 0.1,
-    "pi_0": 0.95,
-    "init_sigma": 0.1,
-    "gamma_zero": (1000.0, 0.02),
-    "lr_log_variances": 0.05,
-    "epochs": 10,
-    "fine_tune.epochs": 4,
 }
 
 

@@ -163,6 +163,16 @@ PUBLISHED = {
 }  # table 1 of Ullrich et al. 2017: (data, network): {method: (counted ratio, test error %)}
 
 _PARTS = {"": Config, "training.": training.Config, "fine_tune.": codebook.Config}  # prefixes of overrides
+CONDENSING = {  # overrides of quick: a network with weights to spare is many times smaller within seconds
+    "components": 7,
+    "tau": 0.1,
+    "pi_0": 0.95,
+    "init_sigma": 0.1,
+    "gamma_zero": (1000.0, 0.02),
+    "lr_log_variances": 0.05,
+    "epochs": 10,
+    "fine_tune.epochs": 4,
+}
 
 
 def preset(
