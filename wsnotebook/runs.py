@@ -324,12 +324,11 @@ def _check_writable(path: Path) -> None:
 
 def _keep_results(fresh: Path) -> None:
     """Move what a fresh run kept into the real cache, in place of what was there."""
-    from wsnotebook.datasets import cache_folder
+    from wsnotebook.datasets import cache_folder, replacing
 
-    for path in fresh.glob("results/*"):
-        target = cache_folder() / "results" / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
+    for path in fresh.glob("results/[!.]*"):  # not what a kernel that was killed was writing
+        with replacing(cache_folder() / "results" / path.name) as part:  # on another disk, where a move takes its time
+            shutil.copyfile(path, part)
 
 
 def refresh(chosen: Sequence[Notebook]) -> list[Run]:
