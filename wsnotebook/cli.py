@@ -195,9 +195,8 @@ def _report(chosen: list[Notebook], parameters: dict, scale: str, out: Path | No
     ended = runs.execute(chosen, parameters, copies=copies, pictures=pictures, **how)
     if how.get("fresh"):
         _record(ended, pictures / scale / "costs.json")
-    for line in _written(
-        path for path, stamp in _stamps(chosen, copies, pictures).items() if stamp != before.get(path)
-    ):
+    after = _stamps(chosen, copies, pictures)
+    for line in _written(path for path in after if after[path] != before.get(path)):
         print(f"wrote {line}")
     print(_summary(ended))
     return int(any(run.error for run in ended))

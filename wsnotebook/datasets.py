@@ -438,9 +438,7 @@ def replacing(target: str | Path) -> Iterator[Path]:
     Raises OSError naming the target and what to do when the system does not let it be written.
     """
     target = Path(target)
-    part = target.with_name(
-        f".{target.name}.{secrets.token_hex(8)}"
-    )  # processes of two machines may share their number
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}")  # not the process's number: threads, machines
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield part
