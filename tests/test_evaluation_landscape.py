@@ -5,8 +5,7 @@ import pytest
 import torch
 from test_evaluation_reports import batch_norm, make, mixed
 
-from wsnotebook import evaluation
-from wsnotebook.evaluation import landscape
+from wsnotebook import evaluation, memory
 
 
 @pytest.fixture
@@ -14,9 +13,9 @@ def split(digits):
     return tuple(t[::5] for t in digits.validation)
 
 
-@pytest.mark.parametrize("weights", [landscape.WEIGHTS, 3000])  # all at once, or a few networks at a time
+@pytest.mark.parametrize("weights", [memory.PORTION, 3000])  # all at once, or a few networks at a time
 def test_lines_end_at_their_networks_and_bend_as_the_networks_between_say(weights, split, monkeypatch):
-    monkeypatch.setattr(landscape, "WEIGHTS", weights)
+    monkeypatch.setattr(memory, "PORTION", weights)
     zoo = make("mlp-64-12-10", 4)
     zoo = zoo.derived(3 * zoo.weights)
     path = evaluation.interpolate(zoo, [0, 1, 2], [3, 2, 2], split, points=5)
@@ -58,9 +57,9 @@ def test_a_line_says_what_is_wrong(split):
         evaluation.interpolate(mixed(), 0, 1, split)
 
 
-@pytest.mark.parametrize("weights", [landscape.WEIGHTS, 3000])
+@pytest.mark.parametrize("weights", [memory.PORTION, 3000])
 def test_a_plane_goes_through_its_networks(weights, split, monkeypatch):
-    monkeypatch.setattr(landscape, "WEIGHTS", weights)
+    monkeypatch.setattr(memory, "PORTION", weights)
     zoo = make("mlp-64-12-10", 3)
     a, b, c = zoo.weights
     c = a + (c - a) - ((c - a) @ (b - a)) / ((b - a) @ (b - a)) * (b - a)  # a right angle, so that c is on the grid

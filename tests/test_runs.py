@@ -290,7 +290,9 @@ def test_an_interrupt_ends_the_kernel_and_starts_no_other(folder, tmp_path):
     put(folder, "02_second", "seed = 2\n" + sleep)
     started = folder / "started1"
     arguments = [sys.executable, "-m", "wsnotebook.cli", "figures"]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True) as command:
+    options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (ignored by what runs in the background)
+    with subprocess.Popen(arguments, preexec_fn=heard, **options) as command:
         while command.poll() is None and not (started.exists() and started.read_text()):
             time.sleep(0.1)
         os.killpg(command.pid, signal.SIGINT)

@@ -84,7 +84,7 @@ def plain(stack, h):
 def test_real_columns_alone_give_what_padded_tokens_do(nets, options, linear, facts):
     of = tokens(nets.layout, **options)
     standardised = standardise(nets, of)
-    path = linear_path(standardised, standardised.encode(nets.weights), 5, facts > 0)
+    path = linear_path(standardised, nets, 5, facts > 0)
     pca = LayerPCA(standardised, *path[:2])
     torch.manual_seed(0)
     network = Autoencoder(of.width, 3, 24, 2, 2, 5, path if linear else None, facts)
@@ -233,11 +233,11 @@ def test_permuted_networks_keep_their_function(name):
 
 def test_augmentations_are_on(nets):
     run = run_of(nets, noise=0.1, erase=0.25)
-    rows = torch.arange(len(run.entries)).repeat(40)
+    rows = torch.arange(len(run.weights)).repeat(40)
     window = run.standardised.tokens.window(0, len(run.standardised.tokens))
     torch.manual_seed(0)
     clean, views = run.views(rows, window)
-    assert torch.equal(clean[: len(rows)], run.entries[rows])
+    assert torch.equal(clean[: len(rows)], run.standardised.encode(run.weights[rows]))
     gone = views == 0
     for t in range(len(window.positions)):  # whole tokens
         assert torch.equal(gone[:, window.token == t].all(1), gone[:, window.token == t].any(1))
@@ -369,8 +369,9 @@ def test_every_row_leaves_latents_to_the_encoder(nets):
     free = run.network._free(window)
     assert (free.sum(1) >= 2).all()
     torch.nn.init.normal_(run.network.to_z)
-    moved = run.network.encode(run.entries, window)
-    straight = LayerPCA(run.standardised, *run.network.linear[:2]).embed(run.standardised.zoo(run.entries))
+    entries = run.standardised.encode(run.weights)
+    moved = run.network.encode(entries, window)
+    straight = LayerPCA(run.standardised, *run.network.linear[:2]).embed(run.standardised.zoo(entries))
     straight = straight[:, window.rows]
     torch.testing.assert_close(moved * (1 - free), straight * (1 - free), atol=1e-4, rtol=1e-4)
     assert (moved - straight)[:, free.bool()].abs().min() > 0
@@ -394,7 +395,7 @@ def test_rows_shorter_than_their_latents_come_back_as_they_were(nets):
 
 def test_models_are_held_out_whole(nets):
     run = run_of(nets, held_out=0.2)
-    assert len(run.entries) == 48
+    assert len(run.weights) == 48
     kept, held_out = nets.split((0.8, 0.2), SMALL.seed)
     assert not set(kept.facts["model"]) & set(held_out.facts["model"])
     torch.testing.assert_close(run.standardised.decode(run.held_out), held_out.weights)

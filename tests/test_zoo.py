@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from wsnotebook import networks, zoo
+from wsnotebook import networks, symmetry, zoo
 from wsnotebook.layout import COUNTERS, Layout
 
 
@@ -33,6 +33,12 @@ def test_load_undoes_save(tmp_path):
     one = a_zoo()
     same(zoo.load(one.save(tmp_path / "deep" / "z.safetensors")), one)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["z.safetensors"]
+
+
+def test_facts_that_are_one_array_are_saved_as_two(tmp_path):
+    permuted = symmetry.permute(a_zoo())  # each network's parent is its own model
+    permuted = permuted.derived(permuted.weights, model=permuted.facts["parent"])
+    same(zoo.load(permuted.save(tmp_path / "z.safetensors")), permuted)
 
 
 @pytest.mark.parametrize("network", ["mlp-6-4-3", "cnn-tiny", "resnet-8", "vit-tiny"])

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from wsnotebook import runs
+from wsnotebook import figures, runs
 
 HOME = "[All pages](../../)"
 BADGE = re.compile(r"\[!\[[^]]*\]\([^)]*\)\]\(https://colab\.research\.google\.com/github/(\S*/)[^/)]+\)\s*")
@@ -57,7 +57,7 @@ def serve(folder: Path, port: int, browser: bool) -> None:
 
     ours = {"WSNOTEBOOK_FIGURES": str(folder), "OMP_NUM_THREADS": "1"}
     ours["TQDM_DELAY"] = "1e9"  # seconds until a progress bar shows: a page comes when all is done, and bars are closed
-    os.environ.update(runs.absolute_folders() | ours)  # kernels inherit it
+    os.environ.update(figures.absolute_folders() | ours)  # kernels inherit it
     options = {"ip": "127.0.0.1", "port": port, "open_browser": browser}
     given = [f"--Voila.{name}={value}" for name, value in options.items()]
     shown = [f"--VoilaConfiguration.{name}=True" for name in ("strip_sources", "show_tracebacks", "classic_tree")]

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from wsnotebook import figures, runs
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a parameter of the notebook, or a field of its method's Config; may be repeated",
     )
     command.add_argument("--scale", choices=figures.SCALES, help="default: the notebook's own, quick")
+    _add_scheduler(command, "workers train what the notebook could train side by side")
     _add_out(command)
 
     command = commands.add_parser("figures", help="run every notebook and write its figures")
@@ -60,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--fresh", action="store_true", help="use no kept results, and record what each notebook costs"
     )
+    _add_scheduler(command, "workers run the notebooks, instead of --jobs")
     _add_out(command)
 
     command = commands.add_parser("refresh", help="run notebooks and commit-ready outputs into their files")
@@ -135,6 +138,10 @@ def _app(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_scheduler(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--scheduler", metavar="ADDRESS", help=f"of a Dask cluster, tcp://HOST:8786, whose {text}")
+
+
 def _add_out(command: argparse.ArgumentParser) -> None:
     text = "for executed notebooks, with figures in DIR/figures; default: runs/<scale> and figures in the checkout"
     command.add_argument("--out", type=Path, metavar="DIR", help=text)
@@ -151,14 +158,24 @@ def _run_one(options: argparse.Namespace) -> int:
     parameters = {name: runs.parse(value) for name, value in options.parameters}
     if options.scale:
         parameters["scale"] = options.scale
+    if options.scheduler:
+        os.environ["WSNOTEBOOK_SCHEDULER"] = options.scheduler  # for `session.executor`
     scale = parameters.get("scale", notebook.parameters.get("scale", "quick"))
     return _report([notebook], parameters, scale, options.out)
 
 
 def _run_all(options: argparse.Namespace) -> int:
-    return _report(
-        runs.notebooks(), {"scale": options.scale}, options.scale, options.out, jobs=options.jobs, fresh=options.fresh
-    )
+    how = {"jobs": options.jobs, "fresh": options.fresh}
+    with nullcontext() if options.scheduler is None else _scheduler(options.scheduler) as executor:
+        return _report(
+            runs.notebooks(), {"scale": options.scale}, options.scale, options.out, **how, executor=executor
+        )
+
+
+def _scheduler(address: str):
+    from wsnotebook import cluster
+
+    return cluster.connect(address)
 
 
 def _refresh(options: argparse.Namespace) -> int:

@@ -88,6 +88,15 @@ def run_folder(session) -> Path:
     return folder / session.notebook / session.parameters.get("preset", "")
 
 
+def absolute_folders() -> dict[str, str]:
+    """Our variables that name folders, made absolute: a kernel or a worker works in another one than we."""
+    named = {name: os.environ[name] for name in ("WSNOTEBOOK_DATA", "WSNOTEBOOK_CACHE") if os.environ.get(name)}
+    return {
+        name: os.pathsep.join(os.path.abspath(part) for part in value.split(os.pathsep))
+        for name, value in named.items()
+    }
+
+
 def checkout(path: Path) -> Path | None:
     """The nearest folder at or above `path` whose pyproject.toml is wsnotebook's; None outside a checkout."""
     for candidate in (path, *path.parents):

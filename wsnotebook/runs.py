@@ -17,8 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, as_completed, wait
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Run:
     error: str | None  # the failing cell, the error's name and its message
     seconds: float  # on the wall, the kernel's start and end too
     cpu_seconds: float
-    peak_mib: float | None  # of the largest of these processes; None on Windows, which does not tell
+    peak_mib: float | None  # of the largest of these processes; None where that is not told (Windows, a cluster)
 
 
 def folder() -> Path:
@@ -178,8 +178,9 @@ def execute(
     pictures: Path,
     jobs: int = 1,
     fresh: bool = False,
+    executor: Executor | None = None,
 ) -> list[Run]:
-    """Run the `chosen` notebooks with `parameters`, `jobs` at a time, printing a line as each ends.
+    """Run the `chosen` notebooks with `parameters`, `jobs` at a time or as an executor's tasks; a line as each ends.
 
     Executed copies and the files of their runs land in `copies`, figures in `pictures`. With `fresh`, no notebook uses
     results that an earlier run kept, and what it keeps takes their place; data already downloaded are used. A notebook
@@ -197,7 +198,7 @@ def execute(
     for target in (copies, pictures):
         _check_writable(target)
     folders = {"WSNOTEBOOK_FIGURES": str(pictures), "WSNOTEBOOK_RUNS": str(copies)}
-    environment = absolute_folders() | folders | {"OMP_NUM_THREADS": "1"}
+    environment = figures.absolute_folders() | folders | {"OMP_NUM_THREADS": "1"}
     ended = []
     with tempfile.TemporaryDirectory(prefix="wsnotebook-") as scratch:
         caches = [_empty_cache(Path(scratch, notebook.name)) if fresh else {} for notebook in chosen]
@@ -205,7 +206,7 @@ def execute(
             (notebook.path, values, copies / notebook.path.name, environment | cache)
             for notebook, values, cache in zip(chosen, routed, caches, strict=True)
         ]
-        for run in _as_they_end(tasks, jobs):
+        for run in _by(executor, tasks) if executor else _as_they_end(tasks, jobs):
             ended.append(run)
             print(f"{run.notebook}: {'failed' if run.error else 'ok'}, {run.cpu_seconds:.1f} CPU-s", flush=True)
             if run.error:
@@ -235,6 +236,23 @@ def _as_they_end(tasks: Iterable[tuple], jobs: int) -> Iterator[Run]:
     finally:
         for pool in running.values():
             pool.shutdown()
+
+
+def _by(executor: Executor, tasks: Iterable[tuple]) -> Iterator[Run]:
+    """The runs of `tasks` by an executor's workers, in the order they end."""
+    for future in as_completed([executor.submit(_run_elsewhere, *task) for task in tasks]):
+        yield future.result()
+
+
+def _run_elsewhere(path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
+    """`_run` in a process that does other things too: they are left as they were, and its memory tells nothing."""
+    before = os.environ.copy()
+    try:
+        return replace(_run(path, parameters, target, environment), peak_mib=None)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        logging.disable(logging.NOTSET)
 
 
 def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
@@ -290,15 +308,6 @@ def _place(path: Path, failure) -> str:
     cell = f"cell {sources.index(failure.source) + 1}" if failure.source in sources else "the injected parameters"
     line = failure.source.strip().splitlines()[0]
     return f"{cell} (In [{failure.exec_count}]: {line}): {failure.ename}: {failure.evalue}"
-
-
-def absolute_folders() -> dict[str, str]:
-    """Our variables that name folders, made absolute: a kernel's working directory is the notebook's folder."""
-    named = {name: os.environ[name] for name in ("WSNOTEBOOK_DATA", "WSNOTEBOOK_CACHE") if os.environ.get(name)}
-    return {
-        name: os.pathsep.join(os.path.abspath(part) for part in value.split(os.pathsep))
-        for name, value in named.items()
-    }
 
 
 def _empty_cache(path: Path) -> dict[str, str]:

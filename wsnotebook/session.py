@@ -91,8 +91,15 @@ def start(
 
 
 def executor(processes: int, threads: int = 1):
-    """Context of an executor that runs seeds side by side, with so many torch threads each; of None for one process."""
+    """Context of an executor that runs seeds side by side, with so many torch threads each; of None for one process.
+
+    Where WSNOTEBOOK_SCHEDULER has the address of a Dask scheduler (`wsnotebook run --scheduler`), its workers run them.
+    """
     _check_number("processes", processes, 1)
+    if address := os.environ.get("WSNOTEBOOK_SCHEDULER"):
+        from wsnotebook import cluster
+
+        return cluster.connect(address)
     if processes == 1:
         return nullcontext()
     spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork

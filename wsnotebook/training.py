@@ -197,8 +197,8 @@ def fingerprint(*parts) -> str:
     for part in parts:
         name, part = part if isinstance(part, tuple) and isinstance(part[-1], Tensor) else ("", part)
         if isinstance(part, Tensor):
-            data = part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            digest.update(f"\0{name} {tuple(part.shape)}".encode() + data)
+            digest.update(f"\0{name} {tuple(part.shape)}".encode())
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         elif isinstance(part, Dataset):
             digest.update(f"\0{part.name} {part.checksum}".encode())
             for rows in (part.train, part.validation, part.test):

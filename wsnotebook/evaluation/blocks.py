@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from wsnotebook import engines
+from wsnotebook import engines, memory
 from wsnotebook.engines import stacked
 from wsnotebook.layout import Layout
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # the zoo's own training imports evaluation
     from wsnotebook.zoo.value import Zoo
 
 ACTIVATIONS = 2**22  # numbers in the widest layer of a block
-WEIGHTS = 2**24  # numbers in a block's weights
 ROWS = 256  # of x in a block, at most: what fits the cache is quicker
 
 
@@ -34,7 +33,7 @@ def blocks(zoo: Zoo, x: Tensor) -> Iterator[tuple[np.ndarray, slice, Tensor]]:
         compiled = engines.choose(template, x.device.type) == "lanes" and zoo.layout == Layout.of(template)
         widest = template(x[:1]).numel() if compiled else _widest(template, x[:1])  # compiled, only logits are held
         rows = max(1, min(ROWS, ACTIVATIONS // widest, len(x)))
-        k = max(1, min(ACTIVATIONS // (rows * widest), WEIGHTS // zoo.layout.d))
+        k = max(1, min(ACTIVATIONS // (rows * widest), memory.PORTION // zoo.layout.d))
         for part in np.array_split(members, -(-len(members) // k)):
             weights = zoo.weights[torch.from_numpy(part)].to(x.device)
             forward = _forward(template, zoo.layout, weights, compiled)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsnotebook.evaluation.blocks import WEIGHTS
+from wsnotebook import memory
 from wsnotebook.evaluation.recalibration import recalibrated
 from wsnotebook.evaluation.reports import report
 
@@ -136,7 +136,7 @@ def _scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(accuracy (m,), loss (m,)) of networks like the zoo's rows (m,) with other weights, made a portion at a time."""
     reports = []
-    for part in np.array_split(np.arange(len(rows)), -(-len(rows) * zoo.layout.d // WEIGHTS)):
+    for part in np.array_split(np.arange(len(rows)), -(-len(rows) * zoo.layout.d // memory.PORTION)):
         networks = zoo.filter(rows[part]).derived(weights(part))
         networks = networks if recalibrate is None else recalibrated(networks, recalibrate)
         reports.append(report(networks, split))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from wsnotebook.methods.layer_pca import components
 from wsnotebook.methods.tokens import Part, Standardised, Tokens, Window
+from wsnotebook.zoo.value import Zoo
 
 INIT = 0.02  # standard deviation of initial weights
 WAVES = 10_000.0  # the longest wave of a position, in units of 2 pi places
@@ -125,15 +126,15 @@ class Autoencoder(nn.Module):
         return self.facts(z.mean(1))
 
 
-def linear_path(standardised: Standardised, entries: Tensor, z: int, tell: bool) -> tuple[tuple, tuple, tuple]:
-    """(means, bases, told) by networks, entries (n, e): a per-layer PCA that leaves the encoder latents of every row.
+def linear_path(standardised: Standardised, zoo: Zoo, z: int, tell: bool) -> tuple[tuple, tuple, tuple]:
+    """(means, bases, told) by a zoo's networks: a per-layer PCA that leaves the encoder latents of every row.
 
     told: what is added to them of each block's rows, `Told` of their moments; empty if not to tell.
     """
-    means, bases = components(standardised, entries, z)
+    means, bases = components(standardised, zoo, z)
     taken = torch.arange(z) < straight(z)
     bases = tuple(basis if len(basis) < z else basis * taken for basis in bases)
-    return means, bases, _told(standardised, entries, bases) if tell else ()
+    return means, bases, _told(standardised, zoo, bases) if tell else ()
 
 
 class Told(NamedTuple):
@@ -146,7 +147,7 @@ class Told(NamedTuple):
         return (seen - self.mean) @ self.basis
 
 
-def _told(standardised: Standardised, entries: Tensor, bases: tuple[Tensor, ...]) -> tuple[Told, ...]:
+def _told(standardised: Standardised, zoo: Zoo, bases: tuple[Tensor, ...]) -> tuple[Told, ...]:
     """Principal components of the moments of each block, a network's mean of its rows being one point.
 
     They go where no component of the block's own goes, and few of other blocks', so that a mean over all rows keeps
@@ -156,9 +157,13 @@ def _told(standardised: Standardised, entries: Tensor, bases: tuple[Tensor, ...]
     counts = [len(block.tokens) * block.rows for block in blocks]
     taken = torch.stack([(basis != 0).any(0) for basis in bases])  # (blocks, z)
     crowd = (taken * torch.tensor(counts)[:, None]).sum(0) / sum(counts)  # (z,) of all rows, those with something there
+    seen = [
+        [moments(block.of(entries)).mean(1).double() for block in blocks]
+        for entries in (standardised.encode(some.weights) for some in zoo.blocks())
+    ]
     told = [None] * len(blocks)
     for b in taken.sum(1).argsort(descending=True).tolist():  # those with least room first
-        own = moments(blocks[b].of(entries)).mean(1).double()  # (n, MOMENTS)
+        own = torch.cat([part[b] for part in seen])  # (n, MOMENTS)
         mean = own.mean(0)
         values, vectors = torch.linalg.eigh((own - mean).T @ (own - mean) / len(own))
         whitened = (vectors / (values + WHITE * values[-1]).clamp(min=WHITE).sqrt()).flip(1)

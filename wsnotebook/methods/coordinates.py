@@ -2,7 +2,7 @@
 
 The space through all networks loses nothing of them and keeps their distances (an exact change of basis, no model of
 the density); its first k directions are principal components (PCA). Both come from the n x n matrix of inner products
-("dual PCA"), in float64, a block of weights at a time; a d x d matrix never exists.
+("dual PCA"), in float64, a block of weights at a time; of very many networks from the d x d matrix of products.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsnotebook import memory
 from wsnotebook.zoo.value import Zoo
 
 BLOCK = 2**22  # float64 numbers at a time
+DUAL = 4_096  # networks, or as many as weights: beyond, the d x d matrix is the one to be had
 RANK = 1e-10  # of the largest variance: below, a direction is rounding
 
 
@@ -46,7 +48,7 @@ class Coordinates:
 
     def encode(self, weights: Tensor) -> Tensor:
         """Weights (n, d) -> coordinates (n, k)."""
-        return (weights - self.mean) @ self.basis.T
+        return memory.mapped(lambda rows: (rows - self.mean) @ self.basis.T, weights)
 
     def decode(self, z: Tensor) -> Tensor:
         """Coordinates (n, k) -> weights (n, d)."""
@@ -84,13 +86,19 @@ def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
             "of at least 2 networks"
         )
     learned = zoo.layout.learned().to(device)
-    mean = zoo.weights.mean(0, dtype=torch.float64)
-    gram = torch.zeros(n, n, dtype=torch.float64, device=device)
+    mean = sum(some.weights.sum(0, dtype=torch.float64) for some in zoo.blocks()) / n
+    dual = n <= max(zoo.layout.d, DUAL)
+    products = torch.zeros(2 * [n if dual else zoo.layout.d], dtype=torch.float64, device=device)
     blocks = torch.arange(zoo.layout.d, device=device).split(max(1, BLOCK // n))
-    for block in blocks:
-        centred = _centred(zoo, mean, learned, block)
-        gram += centred @ centred.T
-    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(gram))  # (n,), (n, n) columns; falling
+    if dual:
+        for block in blocks:
+            centred = _centred(zoo, mean, learned, block)
+            products += centred @ centred.T
+    else:
+        for some in zoo.blocks():
+            centred = (some.weights.double() - mean) * learned
+            products += centred.T @ centred
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(products))  # falling; columns
     rank = int((values > RANK * values[0].clamp(min=torch.finfo(torch.float64).tiny)).sum())
     if rank < (k or 1):
         raise ValueError(
@@ -99,17 +107,20 @@ def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
     values, vectors = values[: k or rank], vectors[:, : k or rank]
     basis, rest = torch.empty(len(values), zoo.layout.d, device=device), torch.zeros(zoo.layout.d, device=device)
     for block in blocks:
-        centred = _centred(zoo, mean, learned, block)
-        parts = (vectors / values.sqrt()).T @ centred  # (k, block)
+        if dual:
+            centred = _centred(zoo, mean, learned, block)
+            parts, squares = (vectors / values.sqrt()).T @ centred, centred.square().sum(0)  # (k, block), (block,)
+        else:
+            parts, squares = vectors[block].T, products.diagonal()[block]
         basis[:, block] = parts.float()
         if len(values) < rank:
-            left = centred.square().sum(0) - parts.square().T @ values
+            left = squares - parts.square().T @ values
             rest[block] = (left.clamp(min=0) / (n - 1)).sqrt().float()
     return Coordinates(
         mean=mean.float(),
         basis=basis,
         deviations=(values / (n - 1)).sqrt().float(),
-        explained=(values / gram.trace()).float(),
+        explained=(values / products.trace()).float(),
         rest=rest,
         learned=learned,
         like=zoo.filter([0]),

@@ -23,7 +23,10 @@ class LayerPCA:
 
     def embed(self, zoo: Zoo) -> Tensor:
         """Networks -> latents (n, r, z). Raises ValueError for another architecture."""
-        tokens, entries = self.standardised.tokens, self.standardised.encode(zoo.weights)
+        return torch.cat([self._embed(some.weights) for some in zoo.blocks()])
+
+    def _embed(self, weights: Tensor) -> Tensor:
+        tokens, entries = self.standardised.tokens, self.standardised.encode(weights)
         pairs = zip(tokens.blocks, self.means, self.bases, strict=True)
         z = torch.cat([(block.of(entries) - mean) @ basis for block, mean, basis in pairs], 1)
         return z[:, tokens.window(0, len(tokens)).rows.argsort()]
@@ -49,19 +52,28 @@ def layer_pca(zoo: Zoo, z: int, of: Tokens | None = None) -> LayerPCA:
     Raises ValueError for z < 1 and an empty zoo.
     """
     standardised = standardise(zoo, of or tokens(zoo.layout))
-    return LayerPCA(standardised, *components(standardised, standardised.encode(zoo.weights), z))
+    return LayerPCA(standardised, *components(standardised, zoo, z))
 
 
-def components(standardised: Standardised, entries: Tensor, z: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(means, bases) of a `LayerPCA`, of networks given as entries (n, e)."""
+def components(standardised: Standardised, zoo: Zoo, z: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(means, bases) of a `LayerPCA` of a zoo."""
     if z < 1:
         raise ValueError(f"z={z}: expected at least 1 component")
-    means, bases = [], []
-    for block in standardised.tokens.blocks:
-        x = block.of(entries).flatten(0, 1).double()  # (n rows, columns)
-        means.append(x.mean(0).float())
-        x = x - x.mean(0)
-        _, vectors = torch.linalg.eigh(x.T @ x)  # columns by rising variance
+    blocks, n = standardised.tokens.blocks, 0
+    means, products = [0.0] * len(blocks), [0.0] * len(blocks)  # (columns,), (columns, columns) about the mean
+    for some in zoo.blocks():
+        n += len(some)
+        share, entries = len(some) / n, standardised.encode(some.weights)
+        for b, block in enumerate(blocks):
+            x = block.of(entries).flatten(0, 1).double()  # (rows, columns)
+            own = x.mean(0)
+            step = own - means[b]
+            x = x - own
+            means[b] = means[b] + share * step
+            products[b] = products[b] + x.T @ x + len(x) * (1 - share) * torch.outer(step, step)
+    bases = []
+    for product in products:
+        _, vectors = torch.linalg.eigh(product)  # columns by rising variance
         basis = vectors.flip(1)[:, :z].float()
         bases.append(torch.nn.functional.pad(basis, (0, z - basis.shape[1])))
-    return tuple(means), tuple(bases)
+    return tuple(mean.float() for mean in means), tuple(bases)

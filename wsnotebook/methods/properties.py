@@ -66,6 +66,10 @@ def weight_statistics(zoo: Zoo, by: str = "layer") -> np.ndarray:
     by: layer (weights with their biases, as in SANE's table) | tensor (weights and biases apart, Unterthiner et al.).
     """
     check_choice("by", by, ("layer", "tensor"))
+    return np.concatenate([_statistics(some, by) for some in zoo.blocks()])
+
+
+def _statistics(zoo: Zoo, by: str) -> np.ndarray:
     if by == "layer":
         of = tokens(zoo.layout)  # whole rows, a block being a layer
         parts = np.split(of.entries(zoo.weights).numpy(), [block.first for block in of.blocks[1:]], axis=1)

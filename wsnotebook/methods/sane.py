@@ -141,8 +141,9 @@ class Sane:
     @torch.no_grad()
     def embed(self, zoo: Zoo) -> Tensor:
         """Networks -> latents (n, r, z), one a row, however many. Raises ValueError for another architecture."""
-        entries = self.standardised.encode(zoo.weights)
-        return encoded(self.network, self.tokens, entries, self.config.window, self.config.halo)
+        shape = self.config.window, self.config.halo
+        parts = (self.standardised.encode(some.weights) for some in zoo.blocks())
+        return torch.cat([encoded(self.network, self.tokens, entries, *shape) for entries in parts])
 
     def mean(self, zoo: Zoo) -> Tensor:
         """Networks -> the mean of their latents over the rows, (n, z): what properties are read from."""
@@ -170,7 +171,7 @@ class Sane:
         of = tokens(anchors.layout, self.tokens.width, statistics=old.statistics, pack=old.pack)
         standardised, network = standardise(anchors, of), copy.deepcopy(self.network)
         if network.linear is not None:
-            network.linear = linear_path(standardised, standardised.encode(anchors.weights), old.z, old.delta > 0)
+            network.linear = linear_path(standardised, anchors, old.z, old.delta > 0)
         return replace(self, standardised=standardised, network=network)
 
 

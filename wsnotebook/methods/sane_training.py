@@ -26,13 +26,12 @@ class Run(AutoencoderRun):
         zoo, held_out = zoo.split((1 - config.held_out, config.held_out), config.seed)
         of = tokens(zoo.layout, config.width, statistics=config.statistics, pack=config.pack)
         self.weights, self.standardised = zoo.weights, standardise(zoo, of)
-        self.entries = self.standardised.encode(zoo.weights)  # (n, e)
         self.held_out = self.standardised.encode(held_out.weights[:PROBES])
         self.symmetry = _symmetry(zoo, x) if config.permute else None
         self.facts, self.fact_layers = self._statistics(zoo)  # (n, q), (q,)
-        linear = linear_path(self.standardised, self.entries, config.z, config.delta > 0) if config.linear else None
+        linear = linear_path(self.standardised, zoo, config.z, config.delta > 0) if config.linear else None
         shape = config.dim, config.heads, config.blocks, config.z
-        with epoch_randomness(config.seed, -1, self.entries.device):
+        with epoch_randomness(config.seed, -1, self.weights.device):
             network = Autoencoder(of.width, config.pack, *shape, linear, self.facts.shape[1] * (config.delta > 0))
         super().__init__(network, config, LOSSES, ("validation_loss",))
         self.record([math.nan] * len(LOSSES))
@@ -51,14 +50,14 @@ class Run(AutoencoderRun):
             values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
             facts.append(centred @ vectors / np.sqrt(values + WHITE))
         layers = torch.tensor([own.index(name) for name in names]).repeat_interleave(facts[0].shape[1])
-        return torch.from_numpy(np.concatenate(facts, 1)).to(self.entries), layers
+        return torch.from_numpy(np.concatenate(facts, 1)).to(self.weights), layers
 
     def views(self, rows: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Of b networks: their entries (2 b, f), as they are and then permuted, and the views of these.
 
         (b, f) each, the first half alone, when no loss needs the other.
         """
-        clean = self.entries[rows].index_select(1, window.entries)
+        clean = self.standardised.encode(self.weights[rows]).index_select(1, window.entries)
         if self.config.gamma or self.config.decode == "both":
             other = clean
             if self.symmetry is not None:
@@ -99,7 +98,7 @@ class Run(AutoencoderRun):
 
     def step(self) -> Tensor:
         """One step of the optimiser; (loss, reconstruction, contrast, told)."""
-        config, n = self.config, len(self.entries)
+        config, n = self.config, len(self.weights)
         s = len(self.standardised.tokens)
         start = int(torch.randint(max(1, s - config.window + 1), ()))
         window = self.standardised.tokens.window(start, min(start + config.window, s))

@@ -257,14 +257,17 @@ def standardise(zoo: Zoo, tokens: Tokens) -> Standardised:
     """Fit means and deviations of a zoo's layers, over all networks and rows. Raises ValueError for an empty zoo."""
     if not len(zoo):
         raise ValueError("zoo: it holds no networks; expected at least one to standardise by")
-    entries = tokens.entries(zoo.weights)  # (n, e)
-    means, deviations = [], []
     layers = itertools.groupby(tokens.blocks, key=lambda block: block.layer)
     sizes = [sum(len(block.tokens) * block.columns for block in blocks) for _, blocks in layers]
-    for part in entries.split(sizes, 1):
-        deviation, mean = torch.std_mean(part.double(), correction=0)
-        means.append(mean)
-        deviations.append(deviation if deviation > CONSTANT else torch.ones_like(deviation))
-    mean, deviation = (torch.stack(each).float().repeat_interleave(torch.tensor(sizes)) for each in (means, deviations))
+    n, variance, mean = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)  # (layers,)
+    for block in zoo.blocks():
+        parts = tokens.entries(block.weights).split(sizes, 1)
+        own = torch.stack([torch.stack(torch.var_mean(part.double(), correction=0)) for part in parts], 1)
+        n += len(block)
+        share, step = len(block) / n, own[1] - mean
+        variance = (1 - share) * variance + share * own[0] + share * (1 - share) * step.square()
+        mean = mean + share * step
+    deviation = torch.where(variance.sqrt() > CONSTANT, variance.sqrt(), 1.0)
+    mean, deviation = (each.float().repeat_interleave(torch.tensor(sizes)) for each in (mean, deviation))
     _, kinds = np.unique(zoo.facts.get("activation", np.zeros(len(zoo))), return_index=True)
     return Standardised(tokens, mean, deviation, zoo.weights.mean(0), zoo.filter(kinds))

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from wsnotebook import evaluation, networks
+from wsnotebook import evaluation, memory, networks
 from wsnotebook.layout import Layout
 from wsnotebook.symmetry.attention import match_heads
 from wsnotebook.symmetry.axes import Specification
@@ -254,7 +254,11 @@ def matched(
 
 def _permuted(layout: Layout, spec: Specification, rows: Tensor, permutations: dict[str, Tensor]) -> Tensor:
     """Networks (n, d) with their units in another order."""
-    return layout.flatten(spec.apply(layout.unflatten(rows), permutations))
+    moved = memory.empty(*rows.shape, rows)
+    for here in memory.portions(*rows.shape):
+        own = {group: p[here] for group, p in permutations.items()}
+        moved[here] = layout.flatten(spec.apply(layout.unflatten(rows[here]), own))
+    return moved
 
 
 def _balanced(layout: Layout, spec: Specification, rows: Tensor) -> Tensor:
@@ -263,22 +267,29 @@ def _balanced(layout: Layout, spec: Specification, rows: Tensor) -> Tensor:
         raise ValueError(
             "scale=True: no units of these networks can be scaled (that takes ReLU and no norm); leave it out"
         )
-    return layout.flatten(balance(spec, layout.unflatten(rows))).to(rows.dtype)
+    return memory.mapped(lambda some: layout.flatten(balance(spec, layout.unflatten(some))).to(some.dtype), rows)
 
 
 def _compare(layout: Layout, rows: Tensor, row: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Inner products with and distances to one network (d,) of networks (n, d), without statistics: (n,), (n,)."""
     counts = layout.learned().double()
     own = row.double() * counts  # (d,)
-    products = [float(other.double() @ own) for other in rows]
-    distances = [float((other.double() * counts - own).norm()) for other in rows]
-    return np.array(products), np.array(distances)
+
+    def both(some: Tensor) -> Tensor:
+        some = some.double() * counts
+        return torch.stack([some @ own, (some - own).norm(dim=1)], 1)
+
+    products, distances = memory.mapped(both, rows).T.cpu().numpy()
+    return products, distances
 
 
 def _function_error(zoo: Zoo, weights: Tensor, x: Tensor) -> np.ndarray:
     """Largest change of an output on x from the zoo's networks to those of other weights (n, d): (n,)."""
-    before, after = (evaluation.logits(each, x) for each in (zoo, zoo.derived(weights)))
-    return (before - after).abs().flatten(1).amax(1).cpu().numpy().astype(float)
+    errors = []
+    for pair in zip(zoo.blocks(), zoo.derived(weights).blocks(), strict=True):
+        before, after = (evaluation.logits(some, x) for some in pair)
+        errors.append((before - after).abs().flatten(1).amax(1).cpu().numpy().astype(float))
+    return np.concatenate(errors)
 
 
 @torch.no_grad()

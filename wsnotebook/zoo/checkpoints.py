@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from wsnotebook import networks
+from wsnotebook import memory, networks
 from wsnotebook.layout import COUNTERS, Layout, check_finite
 from wsnotebook.training import read_state
 from wsnotebook.zoo.value import Zoo
@@ -30,7 +30,9 @@ def from_checkpoints(source: str | Path | Sequence[str | Path], network: str, **
     template = networks.build(network, **build)
     layout = Layout.of(template, exclude=COUNTERS)
     shapes = {name: tuple(tensor.shape) for name, tensor in template.state_dict().items()}
-    rows = [_row(path, layout, shapes, network) for path in tqdm(paths, desc="reading", unit="file", leave=False)]
+    weights = memory.empty(len(paths), layout.d, torch.empty(0))
+    for row, path in zip(weights, tqdm(paths, desc="reading", unit="file", leave=False), strict=True):
+        row.copy_(_row(path, layout, shapes, network))
     facts = {
         "model": np.arange(len(paths)),
         "parent": np.full(len(paths), -1),
@@ -39,7 +41,7 @@ def from_checkpoints(source: str | Path | Sequence[str | Path], network: str, **
     activation = build.pop("activation", None)
     if activation is not None:
         facts["activation"] = np.full(len(paths), activation)
-    return Zoo(torch.stack(rows), layout, facts, network, {"build": build, "source": "checkpoints"})
+    return Zoo(weights, layout, facts, network, {"build": build, "source": "checkpoints"})
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,23 +9,26 @@ import math
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import wsnotebook
 from wsnotebook import engines, networks
-from wsnotebook.datasets import Dataset, cache_folder
+from wsnotebook.datasets import Dataset, cache_folder, replacing
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.training import SCHEDULES, augmented, check_at_least, check_choice, epoch_randomness, fingerprint
 from wsnotebook.zoo.value import Zoo, concat, load
 
+PARTS = ("train", "validation", "test")  # of the data
 VARIED = ("optimiser", "lr", "weight_decay", "init", "activation", "dropout", "epochs")  # fields that take a tuple
 
 
@@ -117,7 +120,7 @@ def train(
     order of rows are taken, and fact "parent" is their fact "model".
     folder: where shards and the zoo are kept; None is a place in the cache folder of this data and these settings.
     The same call later loads the zoo, or goes on with the shards that are missing. shard: networks a file. executor:
-    trains the shards, each in one task.
+    trains the shards, each in one task, in processes or machines that see the folder (`cluster`).
 
     Facts of a network: model (its number), step, epoch, seed, parent (-1: trained from scratch), the fields of
     `VARIED`, accuracies in % and losses in nats of train (rows `scored`), validation and test, and gap (train
@@ -158,11 +161,12 @@ def train(
         if executor is None:
             for part, path in missing:
                 _train_shard(work, part, path, progress)
-        else:
-            tasks = {executor.submit(_train_shard, work, part, path): part for part, path in missing}
-            for task in as_completed(tasks):
-                task.result()
-                progress.update(sum(map(len, tasks[task])))
+        elif missing:
+            with _spooled(work, folder) as spool:
+                tasks = {executor.submit(_train_elsewhere, spool, part, path): part for part, path in missing}
+                for task in as_completed(tasks):
+                    task.result()
+                    progress.update(sum(map(len, tasks[task])))
     zoo = concat([load(path) for path in paths])
     zoo = zoo.filter(np.lexsort((zoo.facts["step"], zoo.facts["model"])))
     if lost := sorted(set(range(n)) - set(zoo.facts["model"].tolist())):
@@ -181,6 +185,35 @@ class _Work(NamedTuple):
     config: Config
     engine: str
     start: Zoo | None
+
+
+class _Spool(NamedTuple):
+    """The same for other processes: what is large is in files, which they map."""
+
+    work: _Work  # without data and start
+    device: torch.device
+    data: Path
+    start: Path | None
+
+    def read(self) -> _Work:
+        tensors = safetensors.torch.load_file(self.data, str(self.device))
+        parts = {part: (tensors[f"{part}.x"], tensors[f"{part}.y"]) for part in PARTS}
+        dataset = replace(self.work.dataset, **parts)
+        return self.work._replace(dataset=dataset, start=self.start and load(self.start))
+
+
+@contextmanager
+def _spooled(work: _Work, folder: Path) -> Iterator[_Spool]:
+    """Files in the zoo's folder while it is trained by others."""
+    data, light = folder / "data.safetensors", replace(work.dataset, **dict.fromkeys(PARTS, ()))
+    pairs = {part: zip("xy", getattr(work.dataset, part), strict=True) for part in PARTS}
+    tensors = {f"{part}.{name}": tensor.cpu().contiguous() for part, pair in pairs.items() for name, tensor in pair}
+    with replacing(data) as part:
+        safetensors.torch.save_file(tensors, part)
+    start = work.start and work.start.save(folder / "start.safetensors")
+    yield _Spool(work._replace(dataset=light, start=None), work.dataset.train[0].device, data, start)
+    for path in filter(None, (data, start)):
+        path.unlink()
 
 
 def _folder(work: _Work, n: int) -> Path:
@@ -218,10 +251,15 @@ def _groups(models: list[Model], size: int) -> Iterator[list[Model]]:
         yield from (alike[i : i + size] for i in range(0, len(alike), size))
 
 
-def _train_shard(work: _Work, groups: list[list[Model]], path: Path, progress=None) -> None:
+def _train_elsewhere(spool: _Spool, groups: list[list[Model]], path: Path) -> None:
+    """Train these groups in another process, unless one that was lost had come so far."""
+    torch.set_num_threads(1)  # the cores are shared
+    if not path.exists():
+        _train_shard(spool.read(), groups, path)
+
+
+def _train_shard(work: _Work, groups: list[list[Model]], path: Path, progress: tqdm | None = None) -> None:
     """Train these groups and write their zoo to `path`."""
-    if progress is None:
-        torch.set_num_threads(1)  # a worker process: the cores are shared
     parts = []
     for group in groups:
         parts.append(_train_group(work, group))
@@ -309,7 +347,7 @@ def _facts(
     for field in VARIED:
         if field != "activation" or models[0].activation is not None:
             facts["epochs_in_all" if field == "epochs" else field] = np.array([getattr(m, field) for m in models])
-    for part in ("train", "validation", "test"):
+    for part in PARTS:
         x, y = getattr(dataset, part)
         accuracy, loss = trainer.score(x[:scored], y[:scored]) if part == "train" else trainer.score(x, y)
         facts |= {f"{part}_accuracy": accuracy.cpu().numpy(), f"{part}_loss": loss.cpu().numpy()}

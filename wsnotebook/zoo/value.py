@@ -1,7 +1,7 @@
 """Zoo: many trained networks of one architecture as one value, a row of weights each, with the facts of every row.
 
 A file is one `.safetensors`: the weights and facts as tensors, the rest as text in the header. It is memory-mapped when
-it is loaded, and never unpickled.
+it is loaded, and never unpickled. A zoo may be larger than memory (`memory`).
 """
 
 import json
@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from wsnotebook import networks
+from wsnotebook import memory, networks
 from wsnotebook.datasets import replacing
 from wsnotebook.layout import Layout
 
@@ -44,7 +44,7 @@ class Zoo:
         for name, values in self.facts.items():
             if np.shape(values) != (len(self),):
                 raise ValueError(f"facts[{name!r}]: shape {np.shape(values)}, expected ({len(self)},), one a network")
-        finite = self.weights.isfinite().all(1)
+        finite = memory.mapped(lambda rows: rows.isfinite().all(1, keepdim=True), self.weights)[:, 0]
         if not finite.all():
             row = int((~finite).int().argmax())
             raise ValueError(
@@ -78,6 +78,11 @@ class Zoo:
             rows = np.flatnonzero(kinds == kind)
             yield self.template(rows[0]), rows
 
+    def blocks(self) -> Iterator["Zoo"]:
+        """The zoo in stretches of rows that are small beside memory; views, no copies."""
+        for here in memory.portions(*self.weights.shape):
+            yield replace(self, weights=self.weights[here], facts={k: values[here] for k, values in self.facts.items()})
+
     def filter(self, rows: np.ndarray | Sequence[int]) -> "Zoo":
         """The networks of these rows: a mask (n,), as `zoo.facts["step"] == 2000`, or row numbers, in their order."""
         rows = np.asarray(rows)
@@ -85,7 +90,7 @@ class Zoo:
             raise ValueError(f"rows: a mask of shape {rows.shape}, expected ({len(self)},)")
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         facts = {name: values[rows] for name, values in self.facts.items()}
-        return replace(self, weights=self.weights[torch.from_numpy(rows)], facts=facts)
+        return replace(self, weights=memory.gathered(self.weights, torch.from_numpy(rows)), facts=facts)
 
     def derived(self, weights: Tensor, **facts: np.ndarray) -> "Zoo":
         """Networks made from this zoo's, row by row: other weights (n, d), and facts to add or replace."""
@@ -127,7 +132,7 @@ class Zoo:
             if values.dtype.kind in "US":
                 kinds, values = np.unique(values, return_inverse=True)
                 categories[name] = kinds.tolist()
-            tensors[f"facts.{name}"] = torch.from_numpy(np.ascontiguousarray(values))
+            tensors[f"facts.{name}"] = torch.tensor(values)  # a copy: two facts may be one array
         text = {"layout": [list(self.layout.names), self.layout.shapes, list(self.layout.kinds)]}
         text |= {"facts": list(self.facts), "categories": categories}
         text |= {"network": self.network, "provenance": self.provenance}
@@ -196,4 +201,4 @@ def concat(zoos: Sequence[Zoo]) -> Zoo:
             )
     common = [name for name in first.facts if all(name in other.facts for other in zoos)]
     facts = {name: np.concatenate([other.facts[name] for other in zoos]) for name in common}
-    return replace(first, weights=torch.cat([other.weights for other in zoos]), facts=facts)
+    return replace(first, weights=memory.joined([other.weights for other in zoos]), facts=facts)

@@ -1,0 +1,79 @@
+"""Work on several machines: an executor whose tasks are done by the workers of a Dask scheduler.
+
+    dask scheduler                                                  # on one machine; it prints its address
+    dask worker tcp://ADDRESS:8786 --nthreads 1 --nworkers 8        # on each
+
+What takes a `concurrent.futures.Executor` takes this one: `zoo.train`, studies over seeds, `tuning.search`, sweeps,
+`runs.execute`. Workers see the same folders as this process (one machine, or a shared file system): results are files
+that are written whole or not at all, so the tasks of a lost worker are done again by another.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+try:
+    from distributed import Client, WorkerPlugin
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("a scheduler needs Dask: pip install 'wsnotebook[cluster]'") from error
+import torch
+
+import wsnotebook
+from wsnotebook import figures
+from wsnotebook.datasets import cache_folder
+
+WAIT = 10  # seconds for the scheduler to answer
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Executor]:
+    """Executor of the Dask scheduler at an address, such as tcp://127.0.0.1:8786.
+
+    Raises ConnectionError where nothing answers or there is no worker, and ValueError for workers that would give other
+    numbers: of several threads, of another version of this package, or that do not see our cache folder.
+    """
+    try:
+        client = Client(address, timeout=WAIT)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"scheduler {address!r}: {type(error).__name__}: {error}; start one with `dask scheduler`, and workers "
+            "with `dask worker ADDRESS --nthreads 1`"
+        ) from None
+    with client:
+        if not client.nthreads():
+            raise ConnectionError(f"scheduler {address!r} has no workers: `dask worker {address} --nthreads 1`")
+        folder = cache_folder().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as mark:
+            folders = figures.absolute_folders() | {"WSNOTEBOOK_CACHE": str(folder)}
+            client.register_plugin(_Alike(wsnotebook.__version__, folders, mark.name))
+            with client.get_executor(pure=False) as executor:  # equal tasks are not one
+                yield executor
+
+
+@dataclass
+class _Alike(WorkerPlugin):
+    """Makes a worker work as this process does, those that come later too."""
+
+    version: str
+    folders: dict[str, str]
+    mark: str  # a file that it should see
+
+    name = "wsnotebook"
+
+    def setup(self, worker) -> None:
+        if worker.state.nthreads != 1:
+            seen, advice = f"{worker.state.nthreads} threads", "start it with --nthreads 1"
+        elif wsnotebook.__version__ != self.version:
+            seen, advice = f"wsnotebook {wsnotebook.__version__}, not {self.version}", "install the same"
+        elif not Path(self.mark).exists():
+            seen, advice = f"no file {self.mark}", "set WSNOTEBOOK_CACHE to a folder that all machines share"
+        else:
+            os.environ.update(self.folders)
+            torch.set_num_threads(1)
+            return
+        raise ValueError(f"worker {worker.address} has {seen}: {advice}")
