@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -213,6 +214,37 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_bits(way, whole, kille
     there, writes = whole(way)
     assert work(way, folder) == writes - written, "goes on from what was kept, not from the start"
     assert contents(folder) == contents(there)
+
+
+WITH_WORKERS = """
+import os, time
+from wsnotebook import session
+if __name__ == "__main__":
+    with session.executor(2) as workers:
+        working = workers.submit(time.sleep, 100)
+        print(workers.submit(os.getpid).result(), *workers._processes, flush=True)
+        working.result()
+"""
+
+
+def test_workers_of_a_killed_process_end_too(tmp_path):
+    (tmp_path / "killed.py").write_text(WITH_WORKERS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, tmp_path / "killed.py"], env=environment, stdout=subprocess.PIPE) as process:
+        workers = set(map(int, process.stdout.readline().split()))
+        process.kill()
+        process.stdout.read()  # to its end: nobody is left to write
+    assert len(workers) == 2
+    assert not any(alive(worker) for worker in workers)
+
+
+def alive(number):
+    """Whether a process runs; one that has ended may still have its number until somebody asks how."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(number, 0)
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True).stdout
+        return not state.startswith("Z") and bool(state)
+    return False
 
 
 # ---- two at once ---------------------------------------------------------------------------------------------------
@@ -493,3 +525,16 @@ def test_what_a_run_wrote_is_listed_whatever_the_clock_says(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert cli._report([notebook], {}, "quick", tmp_path) == 0
     assert capsys.readouterr().out.splitlines()[:-2] == ["wrote 01_first.ipynb", "wrote figures/new.png"]
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_tells_every_fault_tried_and_no_other():
+    here = Path(__file__)
+    table = (here.parent.parent / "README.md").read_text(encoding="utf-8").partition("### Faults tried")[2]
+    named = set(re.findall(r"`(test_\w+)`", table.partition("\n## ")[0]))
+    files = {path: path.read_text(encoding="utf-8") for path in here.parent.rglob("test_*.py")}
+    tests = {path: set(re.findall(r"^def (test_\w+)", text, re.MULTILINE)) for path, text in files.items()}
+    assert named <= set().union(*tests.values())
+    assert tests[here] - named == {"test_the_readme_tells_every_fault_tried_and_no_other"}

@@ -167,9 +167,7 @@ def _run_one(options: argparse.Namespace) -> int:
 def _run_all(options: argparse.Namespace) -> int:
     how = {"jobs": options.jobs, "fresh": options.fresh}
     with nullcontext() if options.scheduler is None else _scheduler(options.scheduler) as executor:
-        return _report(
-            runs.notebooks(), {"scale": options.scale}, options.scale, options.out, **how, executor=executor
-        )
+        return _report(runs.notebooks(), {"scale": options.scale}, options.scale, options.out, **how, executor=executor)
 
 
 def _scheduler(address: str):
