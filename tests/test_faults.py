@@ -247,6 +247,39 @@ def alive(number):
     return False
 
 
+NOTEBOOK = """\
+import os, pathlib, signal, time
+pathlib.Path(os.environ["WSNOTEBOOK_FIGURES"], "curve.png").write_text("drawn")
+pathlib.Path("kernel").write_text(str(os.getpid()))
+if os.environ["FAULT"] == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(100 if os.environ["FAULT"] == "wait" else 0)"""
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """The folder of a notebook that was run once, `FAULT` being what happens to it next."""
+    nbformat = pytest.importorskip("nbformat")
+    cells = [nbformat.v4.new_code_cell(source) for source in ("seed = 0", NOTEBOOK)]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_first.ipynb")
+    monkeypatch.setenv("WSNOTEBOOK_NOTEBOOKS", str(tmp_path))
+    monkeypatch.setenv("FAULT", "")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "1", "--out", "out"]) == 0
+    return tmp_path
+
+
+@pytest.mark.notebooks
+def test_a_kernel_that_is_killed_is_told_and_the_next_run_ends(notebook, monkeypatch, capsys):
+    monkeypatch.setenv("FAULT", "die")
+    assert cli.main(["run", "1", "--out", "out"]) == 1
+    assert "01_first: DeadKernelError: Kernel died" in capsys.readouterr().err
+    assert (notebook / "out" / "figures" / "curve.png").read_text() == "drawn"
+    monkeypatch.setenv("FAULT", "")
+    assert cli.main(["run", "1", "--out", "out"]) == 0
+
+
 # ---- two at once ---------------------------------------------------------------------------------------------------
 
 
