@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from wsnotebook import training
-from wsnotebook.datasets import Dataset, replacing
+from wsnotebook.datasets import Dataset
 from wsnotebook.layout import Layout, check_finite
 from wsnotebook.methods import codebook
 from wsnotebook.methods.codebook import Clustered, Compressed
@@ -79,9 +79,7 @@ def prune(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
     ]
     ids, books = (dict(zip(layout.names, part, strict=True)) for part in zip(*clusters, strict=True))
     compressed = codebook.pack(network, dataset, Clustered(ids, books), config.fine_tune)
-    if path:
-        with replacing(path) as file:
-            torch.save(compressed.stored(), file)
+    training.save_kept(path, compressed.stored())
     return compressed
 
 

@@ -5,6 +5,7 @@ it is loaded, and never unpickled. A zoo may be larger than memory (`memory`).
 """
 
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,6 +136,7 @@ class Zoo:
         text = {"layout": [list(self.layout.names), self.layout.shapes, list(self.layout.kinds)]}
         text |= {"facts": list(self.facts), "categories": categories}
         text |= {"network": self.network, "provenance": self.provenance}
+        text |= {"crc32": {name: _crc32(tensor) for name, tensor in tensors.items()}}
         header = {"format": FORMAT} | {key: json.dumps(value) for key, value in text.items()}
         with replacing(path) as part:
             safetensors.torch.save_file(tensors, part, header)
@@ -161,6 +163,9 @@ def load(path: str | Path) -> Zoo:
             "is read by zoo.from_checkpoints"
         )
     try:
+        for name, crc32 in json.loads(header.get("crc32", "{}")).items():  # there is none in files of wsnotebook 0.4
+            if _crc32(tensors[name]) != crc32:
+                raise ValueError(f"another checksum of {name}")
         names, shapes, kinds = json.loads(header["layout"])
         layout = Layout(tuple(names), tuple(map(tuple, shapes)), tuple(kinds))
         categories = json.loads(header["categories"])
@@ -174,6 +179,10 @@ def load(path: str | Path) -> Zoo:
         return Zoo(weights, layout, facts, **text)
     except ValueError as error:
         raise ValueError(f"zoo {path}: {error}") from None
+
+
+def _crc32(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().numpy().reshape(-1).view(np.uint8))
 
 
 def concat(zoos: Sequence[Zoo]) -> Zoo:
