@@ -427,7 +427,7 @@ def _download(name: str, file: _File, roots: Sequence[Path]) -> None:
             f"Unpacked it serves as well (missing: {', '.join(absent)}).\n"
             f"The whole set: {', '.join(f.place for f in _RELEASES[name])}.\n"
             "With no files at all: load('digits') (images) and load('iris') (a table) are embedded.\n"
-            f"The download failed with {type(error).__name__}: {textwrap.shorten(str(error), 200)}"
+            f"The download failed with {type(error).__name__}: {textwrap.shorten(str(error), 400)}"
         ) from None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsnotebook import memory
 from wsnotebook.layout import Layout
 from wsnotebook.zoo.value import Zoo
 
@@ -270,4 +271,4 @@ def standardise(zoo: Zoo, tokens: Tokens) -> Standardised:
     deviation = torch.where(variance.sqrt() > CONSTANT, variance.sqrt(), 1.0)
     mean, deviation = (each.float().repeat_interleave(torch.tensor(sizes)) for each in (mean, deviation))
     _, kinds = np.unique(zoo.facts.get("activation", np.zeros(len(zoo))), return_index=True)
-    return Standardised(tokens, mean, deviation, zoo.weights.mean(0), zoo.filter(kinds))
+    return Standardised(tokens, mean, deviation, memory.mean(zoo.weights), zoo.filter(kinds))

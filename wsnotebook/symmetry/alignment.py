@@ -196,17 +196,17 @@ class _Moves:
         self.rounds.append(self._spread())
         for _ in range(ROUNDS):
             before = self.weights, self.permutations.copy()
-            self.towards(self.weights.mean(0))
+            self.towards(memory.mean(self.weights))
             spread = self._spread()
             if spread**2 > (1 - SHRINKS) * self.rounds[-1] ** 2:
                 self.weights, self.permutations = before
                 break
             self.rounds.append(spread)
-        return self.weights.mean(0)
+        return memory.mean(self.weights)
 
     def _spread(self) -> float:
         """Root mean square distance to the mean."""
-        _, distances = _compare(self.layout, self.weights, self.weights.mean(0))
+        _, distances = _compare(self.layout, self.weights, memory.mean(self.weights))
         return float(np.sqrt((distances**2).mean()))
 
 
