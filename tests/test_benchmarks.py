@@ -45,7 +45,7 @@ def test_both_run_equally_often_before_they_are_compared():
 
 
 def test_promises_are_kept_or_not():
-    row = measured.Row("some", "work", 6.0, 2.0, 3.0, 40.0, 2.0, 0.0, least=3, most_ms=2, less_memory=20)
+    row = measured.Row("some", "work", 6.0, 2.0, 3.0, (2.9, 3.1), 40.0, 2.0, 0.0, least=3, most_ms=2, less_memory=20)
     assert row.promises == {"3 x": True, "2 ms": True, "20 x less memory": True}
     assert not any(replace(row, ratio=2.9, ours_ms=2.1, ours_mib=2.1).promises.values())
 

@@ -152,10 +152,19 @@ def speeds() -> str:
     for row in metrics["rows"]:
         promises = ", ".join(text if kept else f"**missed**: {text}" for text, kept in row["promises"].items())
         memory = ["" if row[name] is None else f"{row[name]:.3g}" for name in ("plain_mib", "ours_mib")]
-        times = [f"{row[name]:.3g}" for name in ("plain_ms", "ours_ms", "ratio")]
+        low, high = row["quartiles"]
+        times = [f"{row['plain_ms']:.3g}", f"{row['ours_ms']:.3g}", f"{row['ratio']:.3g} ({low:.3g}-{high:.3g})"]
         difference = "" if row["difference"] is None else f"{row['difference']:.0e}" if row["difference"] else "0"
         rows += [[f"{row['path']}: {row['what']}{notes.get(row['note'], '')}", *times, promises, difference, *memory]]
-    columns = ["straightforward (ms)", "ours (ms)", "ratio", "promised", "difference", "peak (MiB)", "ours (MiB)"]
+    columns = [
+        "straightforward (ms)",
+        "ours (ms)",
+        "ratio (quartiles)",
+        "promised",
+        "difference",
+        "peak (MiB)",
+        "ours (MiB)",
+    ]
     vectors, numba = machine["vectors"], "with" if machine["compiled"] else "without"
     facts = f"{machine['cpu']}, {vectors}, one thread, torch {machine['torch']}, {numba} numba, {machine['date']}."
     told = [f"{mark} {note[0].upper()}{note[1:]}." for note, mark in notes.items()]

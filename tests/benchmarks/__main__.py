@@ -68,7 +68,7 @@ def main(names: list[str]) -> int:
         for name in names or sorted(path.stem for path in HERE.glob("bench_*.py")):
             path = Path(folder, name)
             print(f"\n{name}", flush=True)
-            command = [sys.executable, str(HERE), name, str(path)]
+            command = [sys.executable, "-W", "error", str(HERE), name, str(path)]
             if subprocess.run(command, env=one_thread, check=False).returncode:
                 failed.append(name)
                 continue

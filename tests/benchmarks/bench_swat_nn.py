@@ -61,7 +61,7 @@ def evaluation(n: int, m: int) -> Row:
     )
 
 
-def training(width: int, count: int, batch: int, n: int = 128, steps: int = 100) -> Row:
+def training(width: int, count: int, batch: int, n: int = 128, steps: int = 50) -> Row:
     """Perceptrons of about `count` non-zeros, each on its own target: all rows of a step are the same for both."""
     form, g = Form(width=width), torch.Generator().manual_seed(0)
     parts = keep_largest(form, draw(form, Stream(), 8 * n, g), count)
@@ -72,13 +72,13 @@ def training(width: int, count: int, batch: int, n: int = 128, steps: int = 100)
     given = form, parts, data, data, batches, 0.01, steps
 
     def difference() -> float:
-        """Of the errors reached, beyond 1e-4 relative to them."""
+        """Of the errors reached, relative to them; where they are small, to 0.005."""
         ours, theirs = (errors(form, way(*given), data) for way in (mlp_kernel.trained, by_torch))
-        return (((ours - theirs).abs() - 1e-4) / theirs.abs()).clamp(min=0).max()
+        return ((ours - theirs).abs() / (theirs + 5e-3)).max()
 
     return compared(
         "SWAT-NN",
-        f"1,000 steps of a perceptron of {float(non_zeros(form, parts).float().mean()):.0f} non-zeros, batch {batch}",
+        f"1,000 steps of one of {n} perceptrons, {non_zeros(form, parts).float().mean():.0f} non-zeros, batch {batch}",
         partial(by_torch, *given),
         partial(mlp_kernel.trained, *given),
         difference=difference,
@@ -86,6 +86,7 @@ def training(width: int, count: int, batch: int, n: int = 128, steps: int = 100)
         repeats=3,
         per=(n * steps / 1000, n * steps / 1000),
         least=15,
+        note="PyTorch takes about as long for any of these networks, the kernel less for the smallest",
     )
 
 
@@ -98,7 +99,7 @@ def rows() -> Iterator[Row]:
     own, published = Run(Config(batch=BATCH)), Run(preset("paper", batch=BATCH))
     millions, note = [run.vector.numel() / 1e6 for run in (own, published)], "another, smaller model: what that saves"
     what = f"a step of the autoencoder, {millions[0]:.1f} M numbers beside {millions[1]:.0f} M"
-    yield compared("SWAT-NN", what, published.step, own.step, repeats=0, least=100, note=note)
+    yield compared("SWAT-NN", what, published.step, own.step, repeats=1, least=100, note=note)
     arms = [latent_search.latent(Swat(run.config, run.network, run.history, False)) for run in (own, published)]
     many = latent_lanes.Run(arms[0], cornn.table(["himmelblau", "ridge"]), latent_search.Config())
     one = latent_search.preset("paper", depths=(2,))  # which the public code searches one after the other

@@ -80,8 +80,8 @@ def difference(loop: Straightforward, run: flow_training.Run) -> float:
         run.optimiser.step()
         torch.manual_seed(i)
         loop.step(x, t, target)
-    parameters = torch.nn.utils.parameters_to_vector(loop.network.parameters())
-    return float((run.vector - parameters).norm() / (parameters - start).norm())
+    parameters = torch.nn.utils.parameters_to_vector(loop.network.parameters()).detach()
+    return float((run.vector.detach() - parameters).norm() / (parameters - start).norm())
 
 
 def rows() -> Iterator[Row]:
@@ -123,10 +123,11 @@ def curves() -> Iterator[Curve]:
 
     def plain(d: int):
         loop = Straightforward(random_zoo(f"mlp-784-{d // 795}-10").weights)
-        return partial(loop.train, flow_training.CHUNK // 10)
+        return partial(loop.train, ITERATIONS["all weights"])
 
-    makers = {"in the span": ours, "in all weights, a tenth of it": plain}
-    yield curve(f"{flow_training.CHUNK} iterations of a flow", f"weights ({N} networks)", [805, 3190, 12730], makers)
+    makers, per = {"in the span": ours, "in all weights": plain}, (flow_training.CHUNK, ITERATIONS["all weights"])
+    sizes = [805, 1600, 3190, 6370, 12730]
+    yield curve("a flow's iteration", f"weights ({N} networks)", sizes, makers, per=dict(zip(makers, per, strict=True)))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Row:
     plain_ms: float
     ours_ms: float
     ratio: float  # plain / ours, the median over turns
+    quartiles: tuple[float, float]  # of the turns' ratios
     plain_mib: float | None  # memory taken at the peak, beyond what was held before
     ours_mib: float | None
     difference: float | None  # of the results; None: two recipes, which the note tells apart
@@ -98,38 +99,46 @@ def compared(
     fresh: tuple[Action, Action] | None = None,
     **told,
 ) -> Row:
-    """Measure two formulations, in turns, since a machine's speed drifts. The first turn warms up and does not count.
+    """Measure two formulations, in turns, since a machine's speed drifts.
+
+    Each runs once before it is timed, in every turn: the other one's memory is then out of the caches.
 
     difference  of the results, asked for when both have run equally often; SystemExit above the tolerance
-    repeats     turns that count; 0: the first does, where a turn takes long
+    repeats     turns
     per         the times are for so many units of work, in the straightforward formulation and in ours
     fresh       what memory is measured of, each with what it keeps from one time to the next; None: the actions
     told        the other fields of the Row
     """
-    memory = [peak_mib(action) for action in fresh or ()]
-
-    def turn() -> list[float]:
-        return [cpu_ms(action) / units for action, units in zip((plain, ours), per, strict=True)]
-
-    first = turn()
-    turns = [turn() for _ in range(repeats)] or [first]
-    memory = memory or [peak_mib(action) for action in (plain, ours)]
+    turns = []
+    for _ in range(repeats):
+        turns.append([])
+        for action, units in zip((plain, ours), per, strict=True):
+            action()
+            turns[-1].append(cpu_ms(action) / units)
+    memory = [peak_mib(action) for action in fresh or (plain, ours)]
     error = difference and float(difference())
     if error is not None and not error <= tolerance:
         sys.exit(f"{path}, {what}: the results differ by {error:.1e}, more than {tolerance:.1e}")
     times = [statistics.median(times) for times in zip(*turns, strict=True)]
-    return Row(path, what, *times, statistics.median(a / b for a, b in turns), *memory, error, **told)
+    low, ratio, high = np.quantile([a / b for a, b in turns], (0.25, 0.5, 0.75)).tolist()
+    return Row(path, what, *times, ratio, (low, high), *memory, error, **told)
 
 
-def curve(title: str, size: str, sizes: Sequence[int], makers: Mapping[str, Callable[[int], Action]], most=()) -> Curve:
-    """The median of three times at each size, after one to warm up. most: a formulation's largest size, by name."""
+def curve(
+    title: str, size: str, sizes: Sequence[int], makers: Mapping[str, Callable[[int], Action]], most=(), per=()
+) -> Curve:
+    """The median of three times at each size, after one to warm up.
+
+    most  a formulation's largest size, by name
+    per   units of work that its times are for, by name
+    """
     series = {name: [] for name in makers}
     for n in sizes:
         for name, make in makers.items():
             if n <= dict(most).get(name, n):
                 action = make(n)
                 action()
-                series[name].append((n, statistics.median(cpu_ms(action) for _ in range(3))))
+                series[name].append((n, statistics.median(cpu_ms(action) for _ in range(3)) / dict(per).get(name, 1)))
     return Curve(title, size, series)
 
 
