@@ -27,6 +27,13 @@ def test_what_small_sizes_cost_leaves_the_exponent_alone():
     assert len(growth.larger(points[:2])) == len(growth.larger(points[:3])) == 2
 
 
+def test_every_curve_has_a_panel_and_its_exponents():
+    curve = measured.Curve("some", "weights", {"ours": [(1, 1), (2, 2)], "plain": [(1, 1), (2, 4), (4, 16)]})
+    figure = growth.growth([curve] * 3)
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    assert legends == [["ours: n$^{1.00}$", "plain: n$^{2.00}$"]] * 3
+
+
 def test_a_row_whose_results_differ_is_refused():
     def compared(difference):
         return measured.compared("some", "work", list, list, difference=lambda: difference, tolerance=0.1, repeats=1)

@@ -17,7 +17,7 @@ def growth(curves: Sequence[Curve]) -> Figure:
     """A panel for each curve; the exponent b of CPU time ~ size^b is fitted to the larger half of the sizes."""
     rows = -(-len(curves) // COLUMNS)
     figure = Figure(figsize=(11, 2.75 * rows))
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, curve in zip(panels, curves, strict=False):
         *ours, plain = curve.series
         looks = dict(zip(ours, zip(OURS, "o^", strict=True), strict=False)) | {plain: (GREY, "s")}
@@ -27,9 +27,9 @@ def growth(curves: Sequence[Curve]) -> Figure:
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, label=label)
         axes.set(xscale="log", yscale="log", title=curve.title, xlabel=curve.size, ylabel="CPU time (ms)")
         low, high = axes.get_ylim()
-        axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
+        axes.set_ylim(low, high * (high / low) ** (0.2 * len(curve.series)))  # room for the legend
         axes.legend(loc="upper left", handlelength=1.2)
-    for axes in list(panels):
+    for axes in panels[len(curves) :]:
         axes.remove()
     return figure
 
