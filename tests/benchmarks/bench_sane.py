@@ -100,7 +100,7 @@ class Straightforward:
         return h
 
     def step(self) -> None:
-        loss = self.loss(*self.views(torch.randperm(len(self.run.entries))[:BATCH]))
+        loss = self.loss(*self.views(torch.randperm(len(self.run.weights))[:BATCH]))
         self.optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.run.config.clip)
