@@ -113,7 +113,9 @@ def train(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
             with replacing(path) as file:
                 torch.save(parts | {"best": best, "spent": history["cpu_seconds"][-1]}, file)
 
-    state = best[2] if config.keep == "best" else network.state_dict()
+    if config.keep == "best":
+        network.load_state_dict(best[2])
+    state = network.state_dict()
     check_finite(state, "trained network")
     return Result(state={name: tensor.clone() for name, tensor in state.items()}, history=history)
 
@@ -250,7 +252,7 @@ def load_kept(path: Path | None) -> dict | None:
     if path is None or not path.exists():
         return None
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, weights_only=True, map_location="cpu")  # kept on a machine with a GPU, perhaps
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError) as error:
         raise ValueError(f"{path}: not a readable kept state ({error}); delete this file to start again") from None
 
