@@ -114,7 +114,9 @@ def train(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
         parts = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
         save_kept(path, parts | {"best": best, "spent": history["cpu_seconds"][-1]})
 
-    state = best[2] if config.keep == "best" else network.state_dict()
+    if config.keep == "best":
+        network.load_state_dict(best[2])
+    state = network.state_dict()
     check_finite(state, "trained network")
     return Result(state={name: tensor.clone() for name, tensor in state.items()}, history=history)
 
@@ -269,7 +271,7 @@ def load_kept(path: Path | None) -> dict | None:
         with zipfile.ZipFile(path) as parts:  # torch.load does not look at its checksums
             if damaged := parts.testzip():
                 raise ValueError(f"another checksum of {damaged}")
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
         return state

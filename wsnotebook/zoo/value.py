@@ -58,9 +58,13 @@ class Zoo:
     def __repr__(self) -> str:
         return f"Zoo({len(self)} x {self.network}, d={self.layout.d}, facts: {', '.join(self.facts)})"
 
+    def to(self, device: str | torch.device) -> "Zoo":
+        """The same networks with their weights on another device."""
+        return replace(self, weights=self.weights.to(device))
+
     def module(self, i: int) -> nn.Module:
-        """Network i as an ordinary module in evaluation mode, with a copy of its weights."""
-        network = self.template(i)
+        """Network i as an ordinary module in evaluation mode, with a copy of its weights, on their device."""
+        network = self.template(i).to(self.weights.device)
         network.load_state_dict(self.layout.unflatten(self.weights[i].clone()), strict=False)
         return network
 
