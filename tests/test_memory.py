@@ -114,6 +114,9 @@ def test_coordinates_are_the_same_from_either_matrix(nets, monkeypatch):
     _, values, directions = torch.linalg.svd(centred, full_matrices=False)
     torch.testing.assert_close(ours.deviations.double(), values[:4] / 699**0.5, rtol=1e-4, atol=0)
     torch.testing.assert_close((ours.basis.double() @ directions[:4].T).abs(), torch.eye(4).double(), atol=1e-3, rtol=0)
+    whole = coordinates(many)
+    torch.testing.assert_close(whole.decode(whole.encode(many.weights)), many.weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(whole.explained[:4], ours.explained, rtol=1e-4, atol=0)
     rest = (centred - centred @ directions[:4].T @ directions[:4]).std(0)
     torch.testing.assert_close(ours.rest.double(), rest, rtol=1e-3, atol=1e-6)
 

@@ -8,6 +8,7 @@ the density); its first k directions are principal components (PCA). Both come f
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -88,17 +89,16 @@ def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
     learned = zoo.layout.learned().to(device)
     mean = sum(some.weights.sum(0, dtype=torch.float64) for some in zoo.blocks()) / n
     dual = n <= max(zoo.layout.d, DUAL)
-    products = torch.zeros(2 * [n if dual else zoo.layout.d], dtype=torch.float64, device=device)
     blocks = torch.arange(zoo.layout.d, device=device).split(max(1, BLOCK // n))
     if dual:
+        products = torch.zeros(n, n, dtype=torch.float64, device=device)
         for block in blocks:
             centred = _centred(zoo, mean, learned, block)
             products += centred @ centred.T
+        squares, (values, vectors) = products.diagonal(), torch.linalg.eigh(products)
     else:
-        for some in zoo.blocks():
-            centred = (some.weights.double() - mean) * learned
-            products += centred.T @ centred
-    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(products))  # falling; columns
+        squares, values, vectors = _largest(zoo, mean, learned, k)
+    values, vectors = values.flip(0), vectors.flip(1)  # falling; columns
     rank = int((values > RANK * values[0].clamp(min=torch.finfo(torch.float64).tiny)).sum())
     if rank < (k or 1):
         raise ValueError(
@@ -109,22 +109,35 @@ def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
     for block in blocks:
         if dual:
             centred = _centred(zoo, mean, learned, block)
-            parts, squares = (vectors / values.sqrt()).T @ centred, centred.square().sum(0)  # (k, block), (block,)
+            parts, whole = (vectors / values.sqrt()).T @ centred, centred.square().sum(0)  # (k, block), (block,)
         else:
-            parts, squares = vectors[block].T, products.diagonal()[block]
+            parts, whole = vectors[block].T, squares[block]
         basis[:, block] = parts.float()
         if len(values) < rank:
-            left = squares - parts.square().T @ values
+            left = whole - parts.square().T @ values
             rest[block] = (left.clamp(min=0) / (n - 1)).sqrt().float()
     return Coordinates(
         mean=mean.float(),
         basis=basis,
         deviations=(values / (n - 1)).sqrt().float(),
-        explained=(values / products.trace()).float(),
+        explained=(values / squares.sum()).float(),
         rest=rest,
         learned=learned,
         like=zoo.filter([0]),
     )
+
+
+def _largest(zoo: Zoo, mean: Tensor, learned: Tensor, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(diagonal (d,), values, columns) of the weights' products, summed over networks: of the largest k + 1, or of all."""
+    d = zoo.layout.d
+    products = torch.zeros(d, d, dtype=torch.float64, device=mean.device)
+    for some in zoo.blocks():
+        centred = some.weights.double().sub_(mean).mul_(learned)
+        products.addmm_(centred.T, centred)
+    squares, subset = products.diagonal().clone(), None if k is None else (max(0, d - k - 1), d - 1)
+    own = products.cpu().numpy().T  # symmetric: in the order that LAPACK works in
+    found = scipy.linalg.eigh(own, subset_by_index=subset, overwrite_a=True, check_finite=False)
+    return squares, *(torch.from_numpy(part).to(squares) for part in found)
 
 
 def _centred(zoo: Zoo, mean: Tensor, learned: Tensor, block: Tensor) -> Tensor:
