@@ -8,7 +8,8 @@ and exponents are coded and mantissas kept; tensors that are not floating are de
     | mantissas | stream of coded bits
 
 Damage at random passes the checksum once in 2^32. A file that was made up with a valid one can give wrong numbers or a
-CodecError, nothing worse: what it announces is checked against `limit` before it is made.
+CodecError, nothing worse: what it announces is checked against `limit` before it is made. Reading a file takes at most
+64 MiB of memory, and 32 times `limit` and the file's size.
 """
 
 import math
@@ -215,7 +216,7 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.dtype not in header.DTYPES or tensor.layout is not torch.strided:
         what = f"{tensor.dtype}, {tensor.layout}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name}: {what}; expected a dense tensor of {', '.join(str(d)[6:] for d in header.DTYPES)}")
-    return tensor.detach().cpu().resolve_conj()
+    return tensor.detach().cpu().resolve_conj().resolve_neg()
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
