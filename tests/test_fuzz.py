@@ -94,14 +94,14 @@ def test_codec_gives_every_bit_back(state, mode):
 @given(states, st.sampled_from([".safetensors", ".pt", ".pth"]))
 def test_a_saved_state_is_read_as_it_was(tmp_path, state, suffix):
     path = tmp_path / f"state{suffix}"
-    if suffix == ".safetensors":
+    if suffix == ".safetensors":  # which holds no such name and type, and has no order
         state = {n: t for n, t in state.items() if n != "__metadata__" and t.dtype is not torch.complex128}
         safetensors.torch.save_file(state, path)
-        assert training.read_state(path).keys() == state.keys()
-        state = {name: state[name] for name in training.read_state(path)}
     else:
         torch.save(state, path, _use_new_zipfile_serialization=suffix == ".pt")
-    assert same(training.read_state(path), state)
+    found = training.read_state(path)
+    assert found.keys() == state.keys()
+    assert same({name: found[name] for name in state}, state)
 
 
 @every
@@ -114,6 +114,7 @@ def test_layout_undoes_itself_for_any_number_of_networks(parts, batch, kind):
     assert layout.flatten(state).equal(rows)
 
 
+A_ZOO = a_zoo()
 fact = st.sampled_from(["i8", "u1", "f4", "f8", "?", "c8"]).map(np.dtype) | st.just(np.dtype("U5"))
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -125,10 +126,10 @@ json_values = st.recursive(
 @every
 @given(st.data(), st.integers(0, 4), st.dictionaries(st.text(), json_values, max_size=3), st.text())
 def test_a_zoo_comes_back_with_any_facts(tmp_path, data, n, provenance, network):
-    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+    text = st.text(st.characters(exclude_characters="\0"), max_size=5)  # numpy's texts end at the last of these
     fill = {"elements": text} if (kind := data.draw(fact)).kind == "U" else {}
     facts = data.draw(st.dictionaries(names, arrays.arrays(kind, n, **fill), max_size=3))
-    one = replace(a_zoo().filter(range(n)), facts=facts, provenance=provenance, network=network)
+    one = replace(A_ZOO.filter(range(n)), facts=facts, provenance=provenance, network=network)
     again = zoo.load(one.save(tmp_path / "z.safetensors"))
     assert again.weights.equal(one.weights)
     assert (again.layout, again.provenance, again.network) == (one.layout, provenance, network)

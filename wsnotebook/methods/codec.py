@@ -41,12 +41,14 @@ def encode(
 
     quantised: names of the tensors that get a codebook; None: those for which that is smaller. rest: "float16" rounds
     the other floating tensors to that precision first; it is the rounded ones that come back. mode: "context", the
-    small file, or "huffman", for comparison. Raises ValueError for an unknown name or mode, too many values for a
-    codebook, an unusual type, or a number that float16 cannot hold.
+    small file, or "huffman", for comparison. Raises ValueError for an unknown name or mode, too many tensors, or
+    values for a codebook, an unusual type, or a number that float16 cannot hold.
     """
     if rest not in ("float32", "float16") or mode not in MODES:
         raise ValueError(f"rest={rest!r}, mode={mode!r}: expected float32 or float16, and {' or '.join(MODES)}")
     state = network.state_dict() if isinstance(network, nn.Module) else network
+    if len(state) > header.MAX_TENSORS:
+        raise ValueError(f"{len(state):,} tensors: a file holds at most {header.MAX_TENSORS:,}; write several")
     tensors = {name: _checked(name, tensor) for name, tensor in state.items()}
     keys = levels.clustered(tensors, quantised)
     if rest == "float16":

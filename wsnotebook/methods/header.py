@@ -78,9 +78,7 @@ class Entry:
 
 
 def pack(entries: list[Entry], books: list[Codebook]) -> bytes:
-    """The header's bytes, deflated; without the codebooks' values. Raises ValueError for too many tensors."""
-    if len(entries) > MAX_TENSORS:
-        raise ValueError(f"{len(entries):,} tensors: a file holds at most {MAX_TENSORS:,}; write several")
+    """The header's bytes, deflated; the values of the codebooks are not among them."""
     numbers = [len(entries), len(books)]
     for book in books:
         numbers += [3 * DTYPES.index(book.stored) + KINDS.index(book.kind), book.size, book.centre]
