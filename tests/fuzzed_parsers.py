@@ -8,6 +8,7 @@ import io
 import json
 import re
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -75,6 +76,17 @@ def a_zoo() -> zoo.Zoo:
     return zoo.Zoo(torch.randn(5, layout.d), layout, facts, "mlp-6-4-3", {"build": {"classes": 3}})
 
 
+def saved(content) -> bytes:
+    """What torch.save writes, without what is of this process."""
+    buffer, out = io.BytesIO(), io.BytesIO()
+    torch.save(content, buffer)
+    with zipfile.ZipFile(buffer) as parts, zipfile.ZipFile(out, "w") as kept:
+        for part in parts.infolist():
+            if not part.filename.endswith("serialization_id"):
+                kept.writestr(zipfile.ZipInfo(part.filename), parts.read(part))
+    return out.getvalue()
+
+
 def weights(folder: Path):
     one = a_zoo()
     files = [ordered(nets.save(folder / "zoo.safetensors").read_bytes()) for nets in (one, one.filter([1]))]
@@ -93,11 +105,10 @@ def weights(folder: Path):
 
     net = networks.build("mlp-6-4-3").state_dict()
     single = [safetensors.torch.save(net), safetensors.torch.save(STATE)]
-    zipped, old, kept = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    torch.save({"state_dict": net, "epoch": 3}, zipped)
+    old, zipped = io.BytesIO(), [saved({"state_dict": net, "epoch": 3})]
+    kept = [saved({"network": net, "history": {"loss": [0.5]}, "best": (1.0, 2, net)})]
     torch.save({"half": STATE["half"]}, old, _use_new_zipfile_serialization=False)
     old = re.sub(rb"\d{9,}", lambda address: b"1" * len(address[0]), old.getvalue())  # a storage's, of this process
-    torch.save({"network": net, "history": {"loss": [0.5]}, "best": (1.0, 2, net)}, kept)
 
     def state(suffix):
         path = folder / f"damaged{suffix}"
@@ -118,13 +129,10 @@ def weights(folder: Path):
         (folder / "kept.pt").write_bytes(data)
         training.load_kept(folder / "kept.pt")
 
-    def damaged_zip(rng):
-        return damaged(rng, [zipped.getvalue()])
-
     yield "read_state .safetensors", 1000, lambda rng: damaged_tensors(rng, single), state(".safetensors"), ValueError
-    yield "read_state .pt", 1500, damaged_zip, state(".pt"), ValueError
+    yield "read_state .pt", 1500, lambda rng: damaged(rng, zipped), state(".pt"), ValueError
     yield "read_state .pth of old", 1000, lambda rng: damaged(rng, [old]), state(".pth"), ValueError
-    yield "load_kept", 500, lambda rng: damaged(rng, [kept.getvalue()]), load_kept, (ValueError, RuntimeWarning)
+    yield "load_kept", 500, lambda rng: damaged(rng, kept), load_kept, (ValueError, RuntimeWarning)
     yield "from_checkpoints", 500, lambda rng: damaged_tensors(rng, single[:1]), checkpoint, ValueError
 
     nets = [networks.build(name) for name in ("mlp-6-5-5-3", "mlp-6-5-3")]
