@@ -29,8 +29,8 @@ lab: $(READY)  ## open notebook 00 in JupyterLab on 127.0.0.1, in a clean worksp
 app: $(READY)  ## serve notebook 00 and every explorer as pages without code, on 127.0.0.1
 	$(BIN)/wsnotebook app
 
-bench: $(READY)  ## the speed and memory ratios that the README quotes
-	@set -e; for script in tests/benchmarks/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+bench: $(READY)  ## time and memory of every hot path beside its straightforward formulation, into figures/benchmarks/
+	$(BIN)/python tests/benchmarks
 
 check: $(READY)  ## formatting and lint, notebooks included
 	$(BIN)/ruff format --check .

@@ -23,6 +23,17 @@ def test_a_kept_result_is_found_again(network, digits, result, monkeypatch):
         assert all(torch.equal(found.state[name], tensor) for name, tensor in result.state.items())
 
 
+def test_a_kept_grid_is_found_again_with_the_seconds_it_took(network, digits, monkeypatch):
+    how = codebook.Config(epochs=1, batch=64)
+    made = baselines.uniform(network, digits, 9, how, keep=True)
+    other = baselines.uniform(network, digits, 7, how, keep=True)
+    monkeypatch.setattr(codebook, "pack", lambda *_: pytest.fail("made again"))
+    again = baselines.uniform(network, digits, 9, how, keep=True)
+    assert (again.file, again.error, again.cpu_seconds) == (made.file, made.error, made.cpu_seconds)
+    assert made.cpu_seconds > 0
+    assert other.file != made.file
+
+
 def test_the_asked_share_stays_and_each_layer_has_so_many_values(result):
     pruned = networks.build("mlp-64-24-10")
     pruned.load_state_dict(codec.decode(result.file))

@@ -69,15 +69,6 @@ def test_a_kept_run_is_not_trained_again_and_another_setting_is(digits, monkeypa
         training.train(network, digits, replace(QUICK, lr=1e-3), keep=True)
 
 
-def test_a_damaged_kept_state_is_named(digits):
-    network = networks.build("mlp-64-8-10")
-    training.train(network, digits, QUICK, keep=True)
-    path = training.kept_path("train", QUICK, digits, network)
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match=f"{path.name}.*delete this file"):
-        training.train(network, digits, QUICK, keep=True)
-
-
 def test_the_last_or_the_best_state_is_kept(digits):
     network = networks.build("mlp-64-32-10")
     wild = replace(QUICK, epochs=6, lr=0.05, schedule="constant")  # jumps about, so that best is not last

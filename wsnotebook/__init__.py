@@ -1,3 +1,3 @@
 """wsnotebook: a Jupyter-first laboratory for weight-space methods."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

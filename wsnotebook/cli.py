@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -207,11 +206,12 @@ def _report(chosen: list[Notebook], parameters: dict, scale: str, out: Path | No
     """Execute, record the costs of a fresh run, print what was written and what it took; the exit status."""
     here = figures.checkout(Path.cwd()) or Path.cwd()
     copies, pictures = (out, out / "figures") if out else (here / "runs" / str(scale), figures.root())
-    began = time.time()
+    before = _stamps(chosen, copies, pictures)
     ended = runs.execute(chosen, parameters, copies=copies, pictures=pictures, **how)
     if how.get("fresh"):
         _record(ended, pictures / scale / "costs.json")
-    for line in _written([run.path for run in ended] + sorted(pictures.rglob("*")), began):
+    after = _stamps(chosen, copies, pictures)
+    for line in _written(path for path in after if after[path] != before.get(path)):
         print(f"wrote {line}")
     print(_summary(ended))
     return int(any(run.error for run in ended))
@@ -239,12 +239,18 @@ def _record(ended: Iterable[Run], path: Path) -> None:
     figures.write({path: (json.dumps(costs, indent=2, sort_keys=True) + "\n").encode()})
 
 
-def _written(paths: Iterable[Path], began: float) -> list[str]:
-    """The files among `paths` written since `began`, relative to here: `figures/quick/01_x/sizes.{json,png,svg}`."""
+def _stamps(chosen: list[Notebook], copies: Path, pictures: Path) -> dict[Path, tuple]:
+    """Of every file that a run may write, what changes when it does, whichever way the clock goes."""
+    paths = [copies.resolve() / notebook.path.name for notebook in chosen] + sorted(pictures.rglob("*"))
+    stats = {path: path.stat() for path in paths if path.is_file()}
+    return {path: (stat.st_ino, stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
+
+
+def _written(paths: Iterable[Path]) -> list[str]:
+    """Files relative to here, in a line what differs in its suffix: `figures/quick/01_x/sizes.{json,png,svg}`."""
     kinds = defaultdict(list)
     for path in paths:
-        if path.is_file() and path.stat().st_mtime >= began:
-            kinds[os.path.relpath(path.with_suffix(""))].append(path.suffix.removeprefix("."))
+        kinds[os.path.relpath(path.with_suffix(""))].append(path.suffix.removeprefix("."))
     return [f"{stem}.{some[0]}" if len(some) == 1 else f"{stem}.{{{','.join(some)}}}" for stem, some in kinds.items()]
 
 

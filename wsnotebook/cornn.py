@@ -221,6 +221,10 @@ class Table:
     validation: tuple[Tensor, Tensor] = field(repr=False)  # 750, the rest of the official training rows
     test: tuple[Tensor, Tensor] = field(repr=False)  # the official 1,250
 
+    def to(self, device: str | torch.device) -> "Table":
+        """The same functions with their tensors on another device."""
+        return Table(self.names, *(tuple(t.to(device) for t in p) for p in (self.train, self.validation, self.test)))
+
 
 def table(names: Iterable[str] = FUNCTIONS) -> Table:
     """The functions of these names, by default all 54. Raises ValueError for an unknown name, or none."""

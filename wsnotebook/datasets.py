@@ -18,12 +18,13 @@ import io
 import math
 import operator
 import os
+import secrets
 import tarfile
 import textwrap
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ import pooch
 import sklearn.datasets
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from torch import Tensor
 
 from wsnotebook import cornn
@@ -436,21 +438,31 @@ def _download(name: str, file: _File, roots: Sequence[Path]) -> None:
             f"Unpacked it serves as well (missing: {', '.join(absent)}).\n"
             f"The whole set: {', '.join(f.place for f in _RELEASES[name])}.\n"
             "With no files at all: load('digits') (images) and load('iris') (a table) are embedded.\n"
-            f"The download failed with {type(error).__name__}: {textwrap.shorten(str(error), 200)}"
+            f"The download failed with {type(error).__name__}: {textwrap.shorten(str(error), 400)}"
         ) from None
 
 
 @contextmanager
 def replacing(target: str | Path) -> Iterator[Path]:
-    """A path beside `target` to write to: renamed to it when the block ends well, removed when it does not."""
+    """A path beside `target` to write to: renamed to it when the block ends well, removed when it does not.
+
+    Raises OSError naming the target and what to do when the system does not let it be written.
+    """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}")
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}")  # not the process's number: threads, machines
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, target)
+    except (OSError, SafetensorError) as error:
+        kind, reason = (type(error), error.strerror) if isinstance(error, OSError) else (OSError, error)
+        if reason is None:  # not the system's, or told already
+            raise
+        another = "set WSNOTEBOOK_CACHE to" if cache_folder() in target.parents else "choose"
+        raise kind(f"cannot write {target} ({reason}): make room, or {another} a folder you can write to") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that is none
+            part.unlink()
 
 
 def _md5(data: bytes) -> str:

@@ -14,7 +14,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,7 @@ def save(
     try:
         write(files)
     except OSError as error:
-        reason = f"cannot write figures to {folder(session)} ({error.strerror})"
-        raise type(error)(f"{reason}: set WSNOTEBOOK_FIGURES to a folder that you can write to") from error
+        raise type(error)(f"{error}: set WSNOTEBOOK_FIGURES to it") from error
     return next(iter(files))
 
 
@@ -109,17 +108,11 @@ def checkout(path: Path) -> Path | None:
 
 def write(files: Mapping[Path, bytes]) -> None:
     """Write all `files`, {path: content}, or leave what was there: temporary names first, then renamed in order."""
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            parts[path].write_bytes(content)
-        for path, part in parts.items():
-            os.replace(part, path)
-    finally:
-        for part in parts.values():
-            if part.parent.is_dir():
-                part.unlink(missing_ok=True)
+    from wsnotebook.datasets import replacing  # brings torch, which `wsnotebook list` does not wait for
+
+    with ExitStack() as renamed:
+        for path in reversed(files):
+            renamed.enter_context(replacing(path)).write_bytes(files[path])
 
 
 def _draw(figure: Figure, description: str, dataset) -> dict[str, bytes]:

@@ -43,6 +43,11 @@ def mapped(f: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return whole
 
 
+def mean(rows: Tensor) -> Tensor:
+    """(d,) of rows (n, d). By portions, since columns are summed a few at a time, each time through all the rows."""
+    return sum(rows[here].sum(0) for here in portions(*rows.shape)) / len(rows)
+
+
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Parts (n, d) one after another."""
     whole, first = empty(sum(map(len, parts)), parts[0].shape[1], parts[0]), 0

@@ -143,6 +143,34 @@ def searches() -> str:
     return "\n\n".join([*parts, evaluation.markdown(smaller["columns"], rows)])
 
 
+def speeds() -> str:
+    """The text between speed marks: every row of `make bench`, and on what machine."""
+    metrics = _facts("hot_paths", "benchmarks")["metrics"]
+    machine, notes = metrics["machine"], dict.fromkeys(row["note"] for row in metrics["rows"] if row["note"])
+    notes = {note: f"<sup>{number}</sup>" for number, note in enumerate(notes, 1)}
+    rows = []
+    for row in metrics["rows"]:
+        promises = ", ".join(text if kept else f"**missed**: {text}" for text, kept in row["promises"].items())
+        memory = ["" if row[name] is None else f"{row[name]:.3g}" for name in ("plain_mib", "ours_mib")]
+        low, high = row["quartiles"]
+        times = [f"{row['plain_ms']:.3g}", f"{row['ours_ms']:.3g}", f"{row['ratio']:.3g} ({low:.3g}-{high:.3g})"]
+        difference = "" if row["difference"] is None else f"{row['difference']:.0e}" if row["difference"] else "0"
+        rows += [[f"{row['path']}: {row['what']}{notes.get(row['note'], '')}", *times, promises, difference, *memory]]
+    columns = [
+        "straightforward (ms)",
+        "ours (ms)",
+        "ratio (quartiles)",
+        "promised",
+        "difference",
+        "peak (MiB)",
+        "ours (MiB)",
+    ]
+    vectors, numba = machine["vectors"], "with" if machine["compiled"] else "without"
+    facts = f"{machine['cpu']}, {vectors}, one thread, torch {machine['torch']}, {numba} numba, {machine['date']}."
+    told = [f"{mark} {note[0].upper()}{note[1:]}." for note, mark in notes.items()]
+    return "\n\n".join([evaluation.markdown(columns, rows), "<br>\n".join([facts, *told])])
+
+
 SECTIONS = {  # by their marks
     "results": compression,
     "bank results": banks,
@@ -150,6 +178,7 @@ SECTIONS = {  # by their marks
     "sane results": embeddings,
     "search results": searches,
     "flow results": flows,
+    "speed": speeds,
 }
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from wsnotebook import figures
+from wsnotebook.processes import end_with_parent
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -226,7 +227,7 @@ def _as_they_end(tasks: Iterable[tuple], jobs: int) -> Iterator[Run]:
     try:
         while True:
             for task in islice(waiting, jobs - len(running)):
-                pool = ProcessPoolExecutor(1, mp_context=spawn)
+                pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent)
                 running[pool.submit(_run, *task)] = pool
             if not running:
                 return
@@ -274,9 +275,10 @@ def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]
     os.environ.update(environment)
     logging.disable()  # how a kernel ended is told by the Run; on Ctrl-C there would be more of it
     began, before = time.perf_counter(), os.times()
+    part = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")  # papermill writes it anew after every cell
     try:
         papermill.execute_notebook(
-            *(str(place).replace("{", "{{").replace("}", "}}") for place in (path, target)),  # it formats its paths
+            *(str(place).replace("{", "{{").replace("}", "}}") for place in (path, part)),  # it formats its paths
             parameters,
             kernel_name="python3",
             language="python",
@@ -290,6 +292,11 @@ def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]
         error = _place(path, failure)
     except Exception as failure:  # a kernel that died or did not start: reported like any other, the rest goes on
         error = f"{type(failure).__name__}: {failure}"
+        if isinstance(failure, OSError):  # no room for the copy: it may be half there
+            part.unlink(missing_ok=True)
+    finally:
+        if part.exists():
+            os.replace(part, target)
     after = os.times()
     children = after.children_user + after.children_system - before.children_user - before.children_system
     return Run(path.stem, target, error, time.perf_counter() - began, children, _peak())
@@ -336,12 +343,11 @@ def _check_writable(path: Path) -> None:
 
 def _keep_results(fresh: Path) -> None:
     """Move what a fresh run kept into the real cache, in place of what was there."""
-    from wsnotebook.datasets import cache_folder
+    from wsnotebook.datasets import cache_folder, replacing
 
-    for path in fresh.glob("results/*"):
-        target = cache_folder() / "results" / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
+    for path in fresh.glob("results/[!.]*"):  # not what a kernel that was killed was writing
+        with replacing(cache_folder() / "results" / path.name) as part:  # on another disk, where a move takes its time
+            shutil.copyfile(path, part)
 
 
 def refresh(chosen: Sequence[Notebook]) -> list[Run]:

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from wsnotebook.figures import SCALES
 from wsnotebook.plots.common import compact_png
+from wsnotebook.processes import end_with_parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,12 @@ def executor(processes: int, threads: int = 1):
     if processes == 1:
         return nullcontext()
     spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
-    return ProcessPoolExecutor(processes, spawn, initializer=torch.set_num_threads, initargs=(threads,))
+    return ProcessPoolExecutor(processes, spawn, initializer=_begin_worker, initargs=(threads,))
+
+
+def _begin_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    end_with_parent()
 
 
 def machine() -> dict[str, Any]:

@@ -7,9 +7,11 @@ and goes on gives the same numbers as one that was not.
 import contextlib
 import copy
 import hashlib
+import io
 import math
-import pickle
+import os
 import time
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,12 +111,12 @@ def train(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
             best = (criterion, epoch, copy.deepcopy(network.state_dict()))
         unit = "loss {:.4g}" if dataset.regression else "error {:.2f} %"
         progress.set_postfix_str(f"validation {unit.format(criterion)}")
-        if path:
-            parts = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
-            with replacing(path) as file:
-                torch.save(parts | {"best": best, "spent": history["cpu_seconds"][-1]}, file)
+        parts = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
+        save_kept(path, parts | {"best": best, "spent": history["cpu_seconds"][-1]})
 
-    state = best[2] if config.keep == "best" else network.state_dict()
+    if config.keep == "best":
+        network.load_state_dict(best[2])
+    state = network.state_dict()
     check_finite(state, "trained network")
     return Result(state={name: tensor.clone() for name, tensor in state.items()}, history=history)
 
@@ -238,22 +240,48 @@ def run_to_end(run, path: Path | None, description: str, shown: str = "loss") ->
                 progress.update(run.iteration - before)
                 progress.set_postfix_str(f"{shown.replace('_', ' ')} {run.history[shown][-1]:.3f}")
                 if path and (run.iteration == last or time.monotonic() - kept > KEEP_EVERY):
-                    with replacing(path) as file:
-                        torch.save(run.state(), file)
+                    save_kept(path, run.state())
                     kept = time.monotonic()
     except KeyboardInterrupt:
         return False
     return True
 
 
+def save_kept(path: Path | None, state: dict) -> None:
+    """Put a state where `load_kept` finds it, whole or not at all; None: nowhere.
+
+    A file that cannot be written is told by a RuntimeWarning, and the work goes on.
+    """
+    if path is None:
+        return
+    content = io.BytesIO()  # what torch.save itself writes to, it says nothing clear about
+    torch.save(state, content)
+    try:
+        with replacing(path) as part:
+            part.write_bytes(content.getbuffer())
+    except OSError as error:
+        warnings.warn(f"not kept, the work goes on: {error}", RuntimeWarning, stacklevel=2)
+
+
 def load_kept(path: Path | None) -> dict | None:
-    """What `torch.save` put at a `kept_path`, or None. Raises ValueError when the file is damaged."""
+    """What `save_kept` put there, or None. A damaged file is set aside with a RuntimeWarning, and counts as none."""
     if path is None or not path.exists():
         return None
     try:
-        return torch.load(path, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable kept state ({error}); delete this file to start again") from None
+        with zipfile.ZipFile(path) as parts:  # torch.load does not look at its checksums
+            if damaged := parts.testzip():
+                raise ValueError(f"another checksum of {damaged}")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
+    except Exception as error:  # each reader has its own, for content of every kind
+        aside, reason = path.with_name(f"{path.name}.damaged"), str(error).partition("\n")[0]
+        with contextlib.suppress(OSError):  # another process was first, or nothing may be written here
+            os.replace(path, aside)
+        text = f"{path}: not a readable kept state ({reason}); it is set aside as {aside.name}, and computed anew"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return None
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

@@ -26,7 +26,6 @@ try:
     import optuna
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("a search for settings needs Optuna: pip install 'wsnotebook[tune]'") from error
-import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileOpenLock
@@ -273,8 +272,7 @@ def _compressed(opened, trial, config, settings, network, dataset, trained_error
         epoch = result.history["epoch"][-1]
         look = result.condensed and epoch % config.every == 0 and epoch < settings.epochs
         seen[epoch] = _expected(result, network, dataset) if look else None
-        with datasets.replacing(path) as file:
-            torch.save(seen, file)
+        training.save_kept(path, seen)
         judge(epoch)
 
     for epoch, report in (training.load_kept(path) or {}).items():

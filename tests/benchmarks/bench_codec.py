@@ -1,4 +1,4 @@
-"""Compressed files: speed, bytes against the model's own bound, against a straightforward coder, and against DeepCABAC.
+"""Compressed files: speed beside a straightforward coder, bytes beside other counts and DeepCABAC.
 
     python tests/benchmarks/bench_codec.py [quantised.safetensors ..]
 
@@ -18,12 +18,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
+from measured import Curve, Row, compared, curve, told
 from torch import Tensor
 
 from wsnotebook import networks
@@ -93,35 +94,6 @@ class Straightforward:
         return done[1:]
 
 
-def timed(action):
-    """What the action gives, and its CPU seconds."""
-    started = time.process_time()
-    result = action()
-    return result, time.process_time() - started
-
-
-def straightforward(state: dict[str, Tensor]) -> tuple[int, float, float]:
-    """Bytes, and seconds to encode and to decode the weights one symbol after the other."""
-    weights = {name: levels_of(w) for name, w in state.items() if w.ndim > 1}
-    bounds = {name: (ids.size, int(ids.min()), int(ids.max())) for name, ids in weights.items()}
-
-    def encode():
-        coder = ans.Encoder()
-        for name, ids in weights.items():
-            Straightforward().transmit(coder, *bounds[name], ids.ravel().tolist())
-        return coder.finish()
-
-    def decode():
-        coder = ans.Decoder(data)
-        return {name: Straightforward().transmit(coder, *bounds[name]) for name in weights}
-
-    data, encoding = timed(encode)
-    decoded, decoding = timed(decode)
-    if any(decoded[name] != ids.ravel().tolist() for name, ids in weights.items()):
-        sys.exit("the straightforward coder gave something else back")
-    return len(data), encoding, decoding
-
-
 def deepcabac(state: dict[str, Tensor]) -> list[int] | None:
     """DeepCABAC's bytes for each weight tensor's levels; None without it."""
     if not (python := os.environ.get("WSNOTEBOOK_NNCODEC")):
@@ -133,23 +105,80 @@ def deepcabac(state: dict[str, Tensor]) -> list[int] | None:
     return [int(line) for line in told.stdout.split()]
 
 
-def measure(title: str, state: dict[str, Tensor], slow: bool) -> None:
+def plain_data(levels: dict[str, np.ndarray]) -> bytes:
+    """Levels encoded one symbol after the other."""
+    coder = ans.Encoder()
+    for ids in levels.values():
+        Straightforward().transmit(coder, ids.size, int(ids.min()), int(ids.max()), ids.ravel().tolist())
+    return coder.finish()
+
+
+def plain_levels(data: bytes, like: dict[str, np.ndarray]) -> dict[str, list[int]]:
+    """The levels back; `like` has their sizes and bounds, which a file would hold as well."""
+    coder = ans.Decoder(data)
+    bounds = {name: (ids.size, int(ids.min()), int(ids.max())) for name, ids in like.items()}
+    return {name: Straightforward().transmit(coder, *own) for name, own in bounds.items()}
+
+
+def rows() -> Iterator[Row]:
+    state = drawn("lenet-300-100", 0.03)
+    levels = {name: levels_of(w) for name, w in state.items() if w.ndim > 1}
+    data, plain = codec.encode(state), plain_data(levels)
+
+    def lost() -> bool:
+        """Whether either coder gives something else back."""
+        back, symbols = codec.decode(data), plain_levels(plain, levels)
+        ours = all(same(back[name], w) for name, w in state.items())
+        return not ours or any(symbols[name] != ids.ravel().tolist() for name, ids in levels.items())
+
+    note = f"{len(data):,} bytes; symbol by symbol {len(plain):,} for the weights alone"
+    pairs = {
+        "encode": (lambda: plain_data(levels), lambda: codec.encode(state)),
+        "decode": (lambda: plain_levels(plain, levels), lambda: codec.decode(data)),
+    }
+    for what, pair in pairs.items():
+        what = f"{what} LeNet-300-100, {len(levels)} tensors of {sum(ids.size for ids in levels.values()):,} weights"
+        yield compared("file format", what, *pair, difference=lost, repeats=1, note=note)
+
+
+def curves() -> Iterator[Curve]:
+    def state(n: int) -> dict[str, Tensor]:
+        return drawn(f"mlp-784-{n // 794}-10", 0.03)
+
+    def levels(n: int) -> dict[str, np.ndarray]:
+        return {name: levels_of(w) for name, w in state(n).items() if w.ndim > 1}
+
+    def encode(n: int):
+        given = state(n)
+        return lambda: codec.encode(given)
+
+    def decode(n: int):
+        data = codec.encode(state(n))
+        return lambda: codec.decode(data)
+
+    def symbols(n: int):
+        like = levels(n)
+        data = plain_data(like)
+        return lambda: plain_levels(data, like)
+
+    makers = {"encode": encode, "decode": decode, "decode, symbol by symbol": symbols}
+    yield curve(
+        "file format", "weights", [794 * 2**k for k in range(2, 12)], makers, {"decode, symbol by symbol": 60_000}
+    )
+
+
+def sizes(title: str, state: dict[str, Tensor]) -> None:
+    """Print how tight the file is: in every mode, and the weights alone beside other counts and DeepCABAC."""
     megabytes = sum(4 * w.numel() for w in state.values()) / 1e6
     print(f"\n{title}: {megabytes:.2f} MB at float32")
     for mode in codec.MODES:
-        data, encoding = timed(lambda mode=mode: codec.encode(state, mode=mode))
-        decoded, decoding = timed(lambda data=data: codec.decode(data))
-        if not all(same(decoded[name], w) for name, w in state.items()):
+        data = codec.encode(state, mode=mode)
+        if not all(same(w, codec.decode(data)[name]) for name, w in state.items()):
             sys.exit(f"{mode}: decoded to something else")
         report = codec.describe(data)
-        speed = f"encode {megabytes / encoding:6.2f} MB/s, decode {megabytes / decoding:6.2f} MB/s"
-        print(f"{mode:<16}{len(data):>9,} bytes, ratio {report.ratio:6.1f}, {speed} (CPU time)")
+        print(f"{mode:<16}{len(data):>9,} bytes, ratio {report.ratio:6.1f}")
         if mode == "context":
             weights = [tensor for tensor in report.tensors if tensor.distinct and len(tensor.shape) > 1]
-    if slow:
-        size, encoding, decoding = straightforward(state)
-        speed = f"encode {megabytes / encoding:6.2f} MB/s, decode {megabytes / decoding:6.2f} MB/s"
-        print(f"{'symbol by symbol':<16}{size:>9,} bytes, weights only,  {speed}")
     print("weights only, bytes:")
     model = sum(tensor.bits for tensor in weights) / 8
     paper = [accounting.paper_size(n, torch.from_numpy(levels_of(w)), 0) for n, w in state.items() if w.ndim > 1]
@@ -162,12 +191,12 @@ def measure(title: str, state: dict[str, Tensor], slow: bool) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
     files = parser.parse_args().files
     for file in files:
-        measure(file.stem, safetensors.torch.load_file(file), slow=False)
+        sizes(file.stem, safetensors.torch.load_file(file))
     if not files:
-        measure("LeNet-300-100, drawn", drawn("lenet-300-100", 0.03), slow=True)
-        measure("WRN-16-4, drawn", drawn("wrn-16-4", 0.07), slow=False)
+        told(rows())
+        sizes("LeNet-300-100, drawn", drawn("lenet-300-100", 0.03))
+        sizes("WRN-16-4, drawn", drawn("wrn-16-4", 0.07))

@@ -1,27 +1,28 @@
 """The retraining step of soft weight-sharing against its straightforward d x J autograd formulation, side by side.
 
-LeNet-300-100, J = 17, batch 128, and the prior alone at the size of WRN-16-4, J = 64; one thread; exact and by the
-grid; CPU time and memory of the same machine in the same minutes; gradients against float64, refused above the
-tolerance. Early: every component wide. Late: the spike condensed, the others narrow.
+    python tests/benchmarks/bench_mixture_prior.py
+
+LeNet-300-100, J = 17, batch 128, and the prior alone at the size of WRN-16-4, J = 64 (straightforward in blocks, and an
+eighth of it: whole, it takes ten GB); exact and by the grid; gradients of both are compared with float64. Early: every
+component wide. Late: the spike condensed, the others narrow.
 """
 
-import argparse
 import math
-import subprocess
-import sys
-import time
-from pathlib import Path
+import statistics
+from collections.abc import Iterator
 
 import torch
+from measured import Curve, Row, compared, cpu_ms, curve, told
 from torch.nn import functional as F
 
 from wsnotebook import networks
 from wsnotebook.layout import Layout
-from wsnotebook.methods import mixture_passes
 from wsnotebook.methods.mixture_prior import MixturePrior
 
 BATCH, COMPONENTS, TAU = 128, 17, 0.05
 TOLERANCE = 1e-3  # of the grid
+FORMULATIONS = {"exact": 0.0, "grid": TOLERANCE}
+BLOCK = 2**17  # weights, of the straightforward formulation at the size of WRN-16-4
 WRN_WEIGHTS, WRN_COMPONENTS = 2_745_264, 64
 
 
@@ -70,16 +71,6 @@ def step(loss_of, network, weights, optimisers, x, y):
         optimiser.step()
 
 
-def cpu_ms(action, repeats: int) -> float:
-    """Median CPU milliseconds of an action."""
-    times = []
-    for _ in range(repeats):
-        started = time.process_time()
-        action()
-        times.append(1e3 * (time.process_time() - started))
-    return sorted(times)[repeats // 2]
-
-
 def gradient_error(prior, w, loss_of) -> float:
     """Largest deviation from float64, over weights and mixture, relative to each gradient's largest entry."""
     results = []
@@ -96,98 +87,91 @@ def gradient_error(prior, w, loss_of) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
 
 
-def extra_memory_mb(size: str, formulation: str) -> float:
-    """Growth of peak memory over one prior evaluation with gradients, in a process of its own (Linux)."""
-    command = [sys.executable, __file__, "--memory", size, formulation]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def at(prior, tolerance: float):
+    """The prior of our formulation, exact (0) or by the grid."""
 
-
-def measure_memory(size: str, formulation: str) -> None:
-    """Print that growth for this process: high-water mark against resident size, after a small warm-up."""
-    if size == "wrn":
-        row, prior = wrn_setting(late=True)
-    else:
-        _, weights, prior = setting(late=True)
-        row = torch.cat([w.reshape(-1) for w in weights]).detach().requires_grad_()
-    prior.tolerance = TOLERANCE if formulation == "grid" else 0.0
-    function = (lambda w: straightforward(prior, w)) if formulation == "straightforward" else prior
-    function(torch.linspace(-0.3, 0.3, 4096).requires_grad_()).backward()  # compiles
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-
-    def status(key):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
-
-    before = status("VmRSS")
-    function(row).backward()
-    print(status("VmHWM") - before)
-
-
-def report_errors(name: str, prior, row) -> None:
-    """Print the gradients' errors against float64; leave when they are above what is promised."""
-    errors = {}
-    for formulation, tolerance in (("exact", 0.0), ("grid", TOLERANCE)):
+    def evaluate(w):
         prior.tolerance = tolerance
-        errors[formulation] = gradient_error(prior, row, prior)
-        if errors[formulation] > max(tolerance, 1e-5):
-            sys.exit(f"{name}: the {formulation} gradient is off by {errors[formulation]:.1e}")
-    print(f"{name:<12}gradient error against float64: exact {errors['exact']:.1e}, grid {errors['grid']:.1e}")
+        return prior(w)
+
+    return evaluate
 
 
-def lenet(late: bool) -> None:
+def lenet(late: bool) -> Iterator[Row]:
     phase = "late" if late else "early"
     network, weights, prior = setting(late)
     x, y = torch.rand(BATCH, 1, 28, 28), torch.arange(BATCH) % 10
-    weight_optimiser = torch.optim.Adam(network.parameters(), lr=0.0, fused=True)
-    mixture_optimiser = torch.optim.Adam(prior.parameters(), lr=0.0)
-    row = torch.cat([w.reshape(-1) for w in weights]).detach().requires_grad_()
-    actions = {
-        "prior": lambda f: f(row).backward(),
-        "full step": lambda f: step(f, network, weights, (weight_optimiser, mixture_optimiser), x, y),
+    adam = torch.optim.Adam(network.parameters(), lr=0.0, fused=True), torch.optim.Adam(prior.parameters(), lr=0.0)
+    flat = torch.cat([w.reshape(-1) for w in weights]).detach().requires_grad_()
+    quick = "early, the straightforward prior is at its quickest: none of its exponentials underflow"
+    rest = statistics.median(cpu_ms(lambda: step(torch.sum, network, weights, adam, x, y)) for _ in range(9))
+    note = "" if late else f"{quick}; a step without a prior takes {rest:.1f} ms in both"
+    promised = {
+        ("prior", "exact"): {"least": 25, "less_memory": 20, "note": note},
+        ("step", "exact"): {"least": 12, "note": note},
+        ("step", "grid"): {"least": 3},
     }
+    actions = {"prior": lambda f: f(flat).backward(), "step": lambda f: step(f, network, weights, adam, x, y)}
     for part, action in actions.items():
-        slow = cpu_ms(lambda action=action: action(lambda w: straightforward(prior, w)), 9)
-        line = f"{phase:<12}{part:<10}{slow:>15.1f}"
-        for tolerance in (0.0, TOLERANCE):
-            prior.tolerance = tolerance
-            action(prior)  # compiles
-            fast = cpu_ms(lambda action=action: action(prior), 60)
-            line += f"{fast:>10.1f}{slow / fast:>7.1f}x"
-        print(line)
-    report_errors(phase, prior, row)
+        for name, tolerance in FORMULATIONS.items():
+            ours = at(prior, tolerance)
+            yield compared(
+                "soft weight-sharing",
+                f"{part}, LeNet-300-100, J = {COMPONENTS}, {phase}, {name}",
+                lambda action=action: action(lambda w: straightforward(prior, w)),
+                lambda action=action, ours=ours: action(ours),
+                difference=lambda ours=ours: gradient_error(prior, flat, ours),
+                tolerance=max(tolerance, 1e-5),
+                **promised.get((part, name), {}),
+            )
 
 
-def wrn(late: bool) -> None:
-    phase = "WRN late" if late else "WRN early"
-    row, prior = wrn_setting(late)
-    line = f"{phase:<12}{'prior':<10}{'':>15}"
-    for tolerance, repeats in ((0.0, 3), (TOLERANCE, 15)):
-        prior.tolerance = tolerance
-        line += f"{cpu_ms(lambda: prior(row).backward(), repeats):>10.1f}{'':>8}"
-    print(line)
-    report_errors(phase, prior, row[: 2**18])  # float64 of all takes minutes; the grid has as many nodes
+def wrn() -> Iterator[Row]:
+    flat, prior = wrn_setting(late=True)
+
+    def plain():
+        for block in flat[: len(flat) // 8].split(BLOCK):
+            straightforward(prior, block).backward()
+
+    for name, tolerance in FORMULATIONS.items():
+        ours = at(prior, tolerance)
+        yield compared(
+            "soft weight-sharing",
+            f"prior, {WRN_WEIGHTS:,} weights, J = {WRN_COMPONENTS}, late, {name}",
+            plain,
+            lambda ours=ours: ours(flat).backward(),
+            difference=lambda ours=ours: gradient_error(prior, flat[: 2**18], ours),  # as many nodes as for all
+            tolerance=max(tolerance, 1e-5),
+            repeats=3,
+            per=(1 / 8, 1),
+            note="straightforward: an eighth of the weights in blocks, times eight",
+        )
 
 
-def main() -> None:
-    print(f"Retraining step, LeNet-300-100, J = {COMPONENTS}, batch {BATCH}, one thread (median CPU ms)")
-    print(f"WRN: {WRN_WEIGHTS:,} weights, J = {WRN_COMPONENTS}; grid: tolerance {TOLERANCE:g}")
-    print(f"our passes: {'compiled (numba)' if mixture_passes.COMPILED else 'torch blocks (numba is not installed)'}")
-    print(f"{'phase':<12}{'part':<10}{'d x J autograd':>15}{'exact':>10}{'ratio':>8}{'grid':>10}{'ratio':>8}")
-    for late in (False, True):
-        lenet(late)
-    for late in (False, True):
-        wrn(late)
-    for size, formulations in (("lenet", ("straightforward", "exact", "grid")), ("wrn", ("exact", "grid"))):
-        memory = ", ".join(f"{name} {extra_memory_mb(size, name):.1f} MB" for name in formulations)
-        print(f"extra memory, {size}: {memory}")
+def rows() -> Iterator[Row]:
+    yield from lenet(late=False)
+    yield from lenet(late=True)
+    yield from wrn()
+
+
+def evaluation(weights: int, components: int, formulation: str):
+    """An evaluation of a late prior with gradients."""
+    torch.manual_seed(0)
+    prior = make_prior(True, components, 0.99, 0.005)
+    function = (
+        at(prior, FORMULATIONS[formulation]) if formulation in FORMULATIONS else lambda w: straightforward(prior, w)
+    )
+    flat = (0.05 * torch.randn(weights)).requires_grad_()
+    return lambda: function(flat).backward()
+
+
+def curves() -> Iterator[Curve]:
+    names = [*FORMULATIONS, "d x J by autograd"]
+    by_weights = {name: lambda n, name=name: evaluation(n, COMPONENTS, name) for name in names}
+    yield curve("prior", "weights (J = 17)", [2**k for k in range(14, 22)], by_weights, {names[2]: 2**18})
+    by_components = {name: lambda j, name=name: evaluation(2**16, j, name) for name in names}
+    yield curve("prior", "components J (65,536 weights)", [3, 5, 9, 17, 33, 65, 129], by_components)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
-    chosen = parser.parse_args().memory
-    if chosen:
-        measure_memory(*chosen)
-    else:
-        main()
+    told(rows())

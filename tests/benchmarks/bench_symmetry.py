@@ -4,25 +4,30 @@
 
 Without files: 100 random MLPs of two widths. Straightforward: coordinate descent for one model at a time in float32
 NumPy, every product anew at every visit, the same order of groups. Then a pair of ResNet-20 and a pair of ViTs, against
-a loop over the same specification (for the ViTs over the MLP units; lock-step's time has the heads besides). CPU time
-of one thread, median of five.
+a loop over the same specification (for the ViTs over the MLP units; lock-step's time has the heads besides).
 """
 
 import argparse
-import statistics
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
+from measured import Curve, Row, compared, cpu_ms, curve, told
 from scipy.optimize import linear_sum_assignment
 
 from wsnotebook import networks, symmetry, zoo
 from wsnotebook.layout import Layout
+from wsnotebook.symmetry import matching
 from wsnotebook.symmetry.alignment import matched
 from wsnotebook.symmetry.matching import places, similarity
 from wsnotebook.zoo.value import Zoo
+
+PROTOTYPE = (
+    "; the promise was a prototype's on trained networks, "
+    "beside a straightforward form that took twice as long as this one"
+)
 
 
 def random_zoo(name: str, n: int) -> Zoo:
@@ -30,16 +35,6 @@ def random_zoo(name: str, n: int) -> Zoo:
     layout = Layout.of(models[0])
     weights = torch.stack([layout.flatten(model.state_dict()) for model in models]).detach()
     return Zoo(weights, layout, {"model": np.arange(n)}, name, {})
-
-
-def cpu_ms(action, repeats: int = 5):
-    """(median CPU milliseconds, the last result) of an action."""
-    times = []
-    for _ in range(repeats):
-        started = time.process_time()
-        result = action()
-        times.append(1e3 * (time.process_time() - started))
-    return statistics.median(times), result
 
 
 def improve(A, now):
@@ -82,58 +77,88 @@ def straightforward(spec, movable, reference, state, seed: int = 0):
     return p
 
 
-def compare_mlps(title: str, models: Zoo) -> None:
+def one_by_one(models: Zoo):
+    """An action that gives the permutations of each MLP to the first."""
     layers = len(models.layout.names) // 2
     state = {name: t.numpy() for name, t in models.layout.unflatten(models.weights).items()}
     W, b = ([state[f"fc{i + 1}.{kind}"] for i in range(layers)] for kind in ("weight", "bias"))
+    V, c = [w[0] for w in W], [v[0] for v in b]
+    return lambda: [straightforward_mlp(V, c, [w[k] for w in W], [v[k] for v in b]) for k in range(len(models))]
 
-    def one_by_one():
-        V, c = [w[0] for w in W], [v[0] for v in b]
-        return [straightforward_mlp(V, c, [w[k] for w in W], [v[k] for v in b]) for k in range(len(models))]
 
+def lock_step(models: Zoo):
+    """An action that gives the permutations of all models to the first, {group: (n, size)}."""
     spec = symmetry.specification(models.template(), networks.example(models.network))
-    slow, expected = cpu_ms(one_by_one)
-    fast, (found, _) = cpu_ms(lambda: matched(models.layout, spec, models.weights[0], models.weights, 0))
-    whole, _ = cpu_ms(lambda: symmetry.align(models))
-    same = sum(
-        all((found[g][k].numpy() == p[i]).all() for i, g in enumerate(spec.groups)) for k, p in enumerate(expected)
-    )
-    print(
-        f"{title}: one by one {slow:.0f} ms, lock-step {fast:.0f} ms ({slow / fast:.1f} x); "
-        f"align() with its checks and measures {whole:.0f} ms; identical {same}/{len(models)}"
-    )
-    if same < len(models):
-        sys.exit("the permutations differ")
+    return lambda: matched(models.layout, spec, models.weights[0], models.weights, 0)[0]
 
 
-def compare_pair(name: str) -> None:
-    pair = random_zoo(name, 2)
-    model = pair.template()
-    tracing, spec = cpu_ms(lambda: symmetry.specification(model, networks.example(name)))
-    names = [n for n, kind in zip(pair.layout.names, pair.layout.kinds, strict=True) if kind != "statistic"]
-    reference, state = ({n: pair.layout.unflatten(w)[n] for n in names} for w in (pair.weights[0], pair.weights[1:]))
+def assignments_ms(action) -> float:
+    """CPU milliseconds of an action that SciPy's assignments take."""
+    spent = []
+
+    def timed(*args, **options):
+        found = []
+        spent.append(cpu_ms(lambda: found.append(linear_sum_assignment(*args, **options))))
+        return found[0]
+
+    with mock.patch.object(matching, "linear_sum_assignment", timed):
+        action()
+    return sum(spent)
+
+
+def mlps(models: Zoo, why: str = "", **told) -> Row:
+    plain, ours = one_by_one(models), lock_step(models)
+    note = f"{assignments_ms(ours):.0f} ms of ours are SciPy's assignments, which both formulations need{why}"
+
+    def differing() -> float:
+        """Share of the models whose permutations differ."""
+        pairs = zip(plain(), zip(*ours().values(), strict=True), strict=True)
+        return np.mean([any((a != b.numpy()).any() for a, b in zip(p, found, strict=True)) for p, found in pairs])
+
+    return compared(
+        "alignment", f"{len(models)} x {models.network} to one", plain, ours, difference=differing, note=note, **told
+    )
+
+
+def pair(name: str) -> Row:
+    models = random_zoo(name, 2)
+    spec = symmetry.specification(models.template(), networks.example(name))
+    names = [n for n, kind in zip(models.layout.names, models.layout.kinds, strict=True) if kind != "statistic"]
+    first, second = models.weights[0], models.weights[1:]
+    reference, state = ({n: models.layout.unflatten(w)[n] for n in names} for w in (first, second))
     movable = {n for n, group in spec.groups.items() if not group.attention} - spec.streams
-    slow, expected = cpu_ms(lambda: straightforward(spec, movable, reference, state))
-    fast, (found, _) = cpu_ms(lambda: matched(pair.layout, spec, pair.weights[0], pair.weights[1:], 0))
-    whole, aligned = cpu_ms(lambda: symmetry.align(pair), repeats=3)
-    same = all(torch.equal(found[g], expected[g]) for g in expected)
-    print(
-        f"{name} pair: specification {tracing:.0f} ms; loop {slow:.0f} ms, lock-step {fast:.0f} ms "
-        f"({slow / fast:.1f} x), identical: {same}; align() {whole:.0f} ms, distance "
-        f"{aligned.distance_before[1]:.2f} -> {aligned.distance_after[1]:.2f}"
-    )
+
+    def plain():
+        return straightforward(spec, movable, reference, state)
+
+    def ours():
+        return matched(models.layout, spec, first, second, 0)[0]
+
+    def differing() -> float:
+        """Share of the groups whose permutations differ."""
+        found = ours()
+        return np.mean([not torch.equal(found[group], order) for group, order in plain().items()])
+
+    return compared("alignment", f"a pair of {name}", plain, ours, difference=differing, repeats=5)
+
+
+def rows() -> Iterator[Row]:
+    yield mlps(random_zoo("mlp-784-32-32-10", 100), PROTOTYPE, least=3)
+    yield mlps(random_zoo("mlp-784-128-128-10", 100), least=1.4, repeats=3)
+    yield pair("resnet-20")
+    yield pair("vit-small")
+
+
+def curves() -> Iterator[Curve]:
+    makers = {"lock-step": lock_step, "one by one": one_by_one}
+    by_models = {name: lambda n, make=make: make(random_zoo("mlp-784-32-32-10", n)) for name, make in makers.items()}
+    yield curve("alignment", "networks (784-32-32-10)", [2**k for k in range(2, 9)], by_models)
+    by_width = {name: lambda w, make=make: make(random_zoo(f"mlp-784-{w}-{w}-10", 16)) for name, make in makers.items()}
+    yield curve("alignment", "width (16 of 784-width-width-10)", [2**k for k in range(3, 9)], by_width)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
     files = parser.parse_args().files
-    for file in files:
-        models = zoo.load(file)
-        compare_mlps(f"{len(models)} x {models.network} ({file.stem})", models)
-    if not files:
-        for name in ("mlp-784-32-32-10", "mlp-784-128-128-10"):
-            compare_mlps(f"100 random {name}", random_zoo(name, 100))
-    for name in ("resnet-20", "vit-small"):
-        compare_pair(name)
+    told((mlps(zoo.load(file)) for file in files) if files else rows())

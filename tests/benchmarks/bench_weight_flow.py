@@ -5,16 +5,17 @@
 The recipe is the same in all rows: 100 networks of 26,506 weights (random ones), velocity network of width 512, batches
 of 8. Straightforward is what one would write after the paper: a DataLoader over pairs, torch.optim.AdamW as it comes, a
 copy of the state whenever a minibatch's loss is the lowest so far. Both get the same parameters from the same batches,
-which is checked first. CPU time of one thread, medians over alternating repeats; then the time of 25 samples, in the
-paper's steps and in ours, half as many that are dense at both ends.
+which is checked in the span; that the span is the space of all weights is a test (tests/test_flow_span.py). Then 25
+samples, by the paper's steps and by ours, half as many that are dense at both ends.
 """
 
 import copy
-import statistics
-import time
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
+from measured import Curve, Row, compared, curve, told
 from torch.utils.data import DataLoader, TensorDataset
 
 from wsnotebook import networks
@@ -27,14 +28,13 @@ from wsnotebook.methods.weight_flow import Config, preset
 from wsnotebook.zoo.value import Zoo
 
 NETWORK, N = "mlp-784-32-32-10", 100
-REPEATS = 7
-ITERATIONS = {"full": 3, "span": 100}  # of the straightforward loop in a repeat; ours does a chunk
+ITERATIONS = {"all weights": 3, "the span": 100}  # of the straightforward loop in a turn; ours does a chunk
 
 
-def random_zoo() -> Zoo:
-    layout = Layout.of(networks.build(NETWORK))
-    weights = [layout.flatten(networks.build(NETWORK, seed=i).state_dict()) for i in range(N)]
-    return Zoo(torch.stack(weights), layout, {"model": np.arange(N)}, NETWORK, {})
+def random_zoo(name: str = NETWORK) -> Zoo:
+    layout = Layout.of(networks.build(name))
+    weights = [layout.flatten(networks.build(name, seed=i).state_dict()) for i in range(N)]
+    return Zoo(torch.stack(weights), layout, {"model": np.arange(N)}, name, {})
 
 
 class Straightforward:
@@ -69,58 +69,66 @@ class Straightforward:
             self.best, self.state = loss.item(), copy.deepcopy(self.network.state_dict())
 
 
-def check(loop: Straightforward, run: flow_training.Run) -> None:
-    """The same batches, dropout and start bring both to the same parameters."""
+def difference(loop: Straightforward, run: flow_training.Run) -> float:
+    """Of the parameters after 20 of the same batches from the same start, relative to how far they went."""
     loop.network.load_state_dict(run.network.state_dict())
     start = run.vector.detach().clone()
     for i, (x, t, _, target) in zip(range(20), run.batches(), strict=False):
-        torch.manual_seed(i)
+        torch.manual_seed(i)  # the same dropout
         run.optimiser.param_groups[0]["lr"] = loop.scheduler.get_last_lr()[0]
         run.network.gradient(x, t, None, target)
         run.optimiser.step()
         torch.manual_seed(i)
         loop.step(x, t, target)
-    parameters = torch.nn.utils.parameters_to_vector(loop.network.parameters())
-    assert (run.vector - parameters).norm() < 1e-3 * (parameters - start).norm()
+    parameters = torch.nn.utils.parameters_to_vector(loop.network.parameters()).detach()
+    return float((run.vector.detach() - parameters).norm() / (parameters - start).norm())
 
 
-def cpu_ms(action) -> float:
-    started = time.process_time()
-    action()
-    return 1e3 * (time.process_time() - started)
-
-
-def main() -> None:
-    torch.set_num_threads(1)
+def rows() -> Iterator[Row]:
     zoo = random_zoo()
     c = coordinates(zoo)
-    check(Straightforward(c.encode(zoo.weights)), flow_training.Run(zoo, preset("paper", zoo)))
-    loops = {"full": Straightforward(zoo.weights), "span": Straightforward(c.encode(zoo.weights))}
-    runs = {"paper": flow_training.Run(zoo, preset("paper", zoo)), "ours": flow_training.Run(zoo, Config())}
-    times = {name: [] for name in [*loops, *runs]}
-    for _ in range(REPEATS + 1):
-        for name, loop in loops.items():
-            times[name].append(cpu_ms(lambda loop=loop, name=name: loop.train(ITERATIONS[name])) / ITERATIONS[name])
-        for name, run in runs.items():
-            times[name].append(cpu_ms(run.train_chunk) / flow_training.CHUNK)
-    ms = {name: statistics.median(spent[1:]) for name, spent in times.items()}  # the first turn warms up
-    print(f"ms CPU an iteration, {N} x {NETWORK}, d={zoo.layout.d}, batch 8")
-    rows = {
-        "full": "straightforward, all weights",
-        "span": f"straightforward, in the span (k={N - 1})",
-        "paper": "wsnotebook, in the span",
-    }
-    for name, title in rows.items():
-        print(f"  {title:40s} {ms[name]:8.2f}   {ms['full'] / ms[name]:6.1f}x   {ms['span'] / ms[name]:5.2f}x")
-    print(f"  {'our own network and batches of 64':40s} {ms['ours']:8.2f}   (another recipe: no ratio)")
-    print("25 samples by RK4, CPU seconds")
-    flows = {name: weight_flow.Flow(run.config, c, None, run.chosen(), run.history) for name, run in runs.items()}
-    samplers = {"paper's network": flows["paper"], "ours": flows["ours"], "closed form": ClosedForm(zoo)}
-    for title, flow in samplers.items():
-        for how, options in {"the paper's 100 steps": {"steps": 100, "power": 1}, "as it comes": {}}.items():
-            spent = statistics.median(cpu_ms(lambda: flow.sample(25, **options)) / 1e3 for _ in range(REPEATS))  # noqa: B023
-            print(f"  {f'{title}, {how}':40s} {spent:8.3f}")
+    config = preset("paper", zoo)
+    run = flow_training.Run(zoo, config)
+    spaces = {"all weights": (zoo.weights, 100, 3), "the span": (c.encode(zoo.weights), 2, 7)}
+    for space, (x, least, repeats) in spaces.items():
+        loop, iterations = Straightforward(x), ITERATIONS[space]
+        yield compared(
+            "weight flow",
+            f"an iteration in the span, beside one in {space}",
+            partial(loop.train, iterations),
+            run.train_chunk,
+            difference=lambda: difference(Straightforward(c.encode(zoo.weights)), flow_training.Run(zoo, config)),
+            tolerance=1e-3,
+            repeats=repeats,
+            per=(iterations, flow_training.CHUNK),
+            fresh=(lambda x=x: Straightforward(x).train(3), lambda: flow_training.Run(zoo, config).train_chunk()),
+            least=least,
+        )
+    flows = {"the paper's network": run, "our network": flow_training.Run(zoo, Config())}
+    flows = {name: weight_flow.Flow(own.config, c, None, own.chosen(), own.history) for name, own in flows.items()}
+    for name, flow in (flows | {"closed form": ClosedForm(zoo)}).items():
+        yield compared(
+            "weight flow",
+            f"25 samples by RK4, {name}, our steps beside the paper's 100",
+            partial(flow.sample, 25, steps=100, power=1),
+            partial(flow.sample, 25),
+            most_ms=150 if name == "our network" else None,
+            note="half as many steps, dense at both ends",
+        )
+
+
+def curves() -> Iterator[Curve]:
+    def ours(d: int):
+        return flow_training.Run(zoo := random_zoo(f"mlp-784-{d // 795}-10"), preset("paper", zoo)).train_chunk
+
+    def plain(d: int):
+        loop = Straightforward(random_zoo(f"mlp-784-{d // 795}-10").weights)
+        return partial(loop.train, ITERATIONS["all weights"])
+
+    makers, per = {"in the span": ours, "in all weights": plain}, (flow_training.CHUNK, ITERATIONS["all weights"])
+    sizes = [805, 1600, 3190, 6370, 12730]
+    yield curve("a flow's iteration", f"weights ({N} networks)", sizes, makers, per=dict(zip(makers, per, strict=True)))
 
 
 if __name__ == "__main__":
-    main()
+    told(rows())

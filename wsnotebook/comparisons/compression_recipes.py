@@ -1,6 +1,5 @@
 """What every method makes of a trained network: a case in, an entry of `compression` out."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -23,25 +22,21 @@ def as_trained(case: Case, rest: str = "float32") -> Entry:
 def soft_sharing(case: Case, config: sws.Config) -> Entry:
     """Soft weight-sharing of the trained network."""
     result = sws.compress(case.network, case.dataset, seeded(config, case.seed), keep=True)
-    spent = result.history["cpu_seconds"][-1] + _packing_seconds(case, config.fine_tune)
+    spent = result.history["cpu_seconds"][-1] + result.compressed.cpu_seconds
     return measured(case, "soft weight-sharing", f"tau {config.tau:.3g}", result.compressed.file, spent, shown=result)
 
 
 def pruned(case: Case, config: baselines.Config) -> Entry:
-    """Magnitude pruning and k-means. Seconds: of as many epochs of the network's own training, and of packing."""
+    """Magnitude pruning and k-means."""
     made = baselines.prune(case.network, case.dataset, replace(config, seed=case.seed), keep=True)
-    epoch = case.cpu_seconds / case.training.epochs
-    spent = config.epochs * epoch + _packing_seconds(case, config.fine_tune)
     setting = f"{config.nonzero_percent:.3g} % not zero"
-    return measured(case, "pruning + k-means", setting, made.file, spent, shown=made)
+    return measured(case, "pruning + k-means", setting, made.file, made.cpu_seconds, shown=made)
 
 
 def uniform(case: Case, levels: int, fine_tune: codebook.Config) -> Entry:
     """A uniform grid for each tensor, with trained codebooks."""
-    started = time.process_time()
-    made = baselines.uniform(case.network, case.dataset, levels, replace(fine_tune, seed=case.seed))
-    spent = time.process_time() - started
-    return measured(case, "uniform grid", f"{levels} levels", made.file, spent, shown=made)
+    made = baselines.uniform(case.network, case.dataset, levels, replace(fine_tune, seed=case.seed), keep=True)
+    return measured(case, "uniform grid", f"{levels} levels", made.file, made.cpu_seconds, shown=made)
 
 
 def factors(case: Case, percent: float, config: training.Config) -> Entry:
@@ -117,11 +112,3 @@ def _parameters(network: nn.Module) -> int:
 def _search(case: Case, budgets: tuple[int, ...], config: mlp_compression.Config) -> mlp_compression.Compressed:
     splits = case.dataset.train, case.dataset.validation, case.dataset.test
     return mlp_compression.compress(case.network, tuple(x.flatten(1) for x, _ in splits), budgets, config=config)
-
-
-@lru_cache(maxsize=64)
-def _packing_seconds(case: Case, fine_tune: codebook.Config) -> float:
-    """CPU-seconds of training codebooks and writing the file: kept results have no clock of that part."""
-    started = time.process_time()
-    baselines.uniform(case.network, case.dataset, 9, fine_tune)
-    return time.process_time() - started

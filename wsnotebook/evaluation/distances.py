@@ -60,24 +60,25 @@ def same_model(zoo: Zoo) -> np.ndarray:
 
 def _nearest(zoo: Zoo, other: Zoo, moments: Tensor | None, excluded: np.ndarray) -> Nearest:
     moments = zoo.layout.learned().double() if moments is None else _checked(moments, zoo.layout)
-    squares = _squared_distances(zoo.weights, other.weights, moments)
+    moments, training = moments.to(zoo.weights.device), other.weights.to(zoo.weights.device)
+    squares = _squared_distances(zoo.weights, training, moments)
     index = np.where(excluded, np.inf, squares).argmin(1)
     distance = np.empty(len(zoo))
     for part in np.array_split(np.arange(len(zoo)), -(-len(zoo) * zoo.layout.d // BLOCK)):
-        gap = zoo.weights[part].double() - other.weights[index[part]]  # the winner's distance is exact, 0 for a copy
-        distance[part] = (gap.square_() @ moments).sqrt_().numpy()
+        gap = zoo.weights[part].double() - training[index[part]]  # the winner's distance is exact, 0 for a copy
+        distance[part] = (gap.square_() @ moments).sqrt_().cpu().numpy()
     return Nearest(distance, index)
 
 
 def _squared_distances(a: Tensor, b: Tensor, moments: Tensor) -> np.ndarray:
     """(n, m) float64 by matrix products, some columns at a time; a (n, d), b (m, d), moments (d,)."""
     columns = max(1, BLOCK // (len(a) + len(b)))
-    out = torch.zeros(len(a), len(b), dtype=torch.float64)
+    out = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     for some_a, some_b, some in zip(a.split(columns, 1), b.split(columns, 1), moments.split(columns), strict=True):
         centre = some_b.double().mean(0)
         x, y = ((part.double() - centre) * some.sqrt() for part in (some_a, some_b))
         out += x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
-    return out.numpy()
+    return out.cpu().numpy()
 
 
 @torch.no_grad()
@@ -89,7 +90,7 @@ def input_moments(zoo: Zoo, x: Tensor, reference: int = 0) -> Tensor:
     """
     if len(x) == 0:
         raise ValueError("x: no rows; expected training inputs")
-    network = zoo.module(reference)
+    network = zoo.module(reference).to(x.device)
     layers = {}
     for name in zoo.layout.names:
         owner, _, tensor = name.rpartition(".")

@@ -67,7 +67,7 @@ def interpolate(
     _check_activations(zoo, i, j)
     t = np.linspace(0, 1, points)
     first, second = np.repeat(i, points), np.repeat(j, points)  # (p points,)
-    share = torch.from_numpy(np.tile(t, len(i))).float()
+    share = torch.from_numpy(np.tile(t, len(i))).float().to(zoo.weights.device)
 
     def weights(part: np.ndarray) -> Tensor:
         return torch.lerp(zoo.weights[first[part]], zoo.weights[second[part]], share[part, None])
@@ -108,7 +108,7 @@ def plane(
     if recalibrate is None and any(name.endswith("running_var") for name in zoo.layout.names):
         raise ValueError(f"{zoo.network} has batch norm: give training images as recalibrate=")
     origin, *others = zoo.weights[corner].double()
-    u, v = ((other - origin) * zoo.layout.learned() for other in others)  # (d,)
+    u, v = ((other - origin) * zoo.layout.learned().to(origin.device) for other in others)  # (d,)
     width = u.norm()
     along = v @ u / width.clamp(min=torch.finfo(u.dtype).tiny)
     v = v - along * u / width
@@ -118,7 +118,7 @@ def plane(
     basis = torch.stack([u / width, v / height])  # (2, d), orthonormal
     corners = np.array([[0, 0], [float(width), 0], [float(along), float(height)]])
     x, y = (np.linspace(c.min() - margin * np.ptp(c), c.max() + margin * np.ptp(c), points) for c in corners.T)
-    grid = torch.from_numpy(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2))  # (points points, 2)
+    grid = torch.from_numpy(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)).to(basis)  # (points points, 2)
 
     def weights(part: np.ndarray) -> Tensor:
         return (origin + grid[part] @ basis).float()

@@ -33,7 +33,7 @@ def recalibrated(zoo: Zoo, x: Tensor, batch: int = 128) -> Zoo:
     parts = x.tensor_split(-(-len(x) // batch))
     weights = zoo.weights.clone()
     for network, members in zoo.groups():
-        norms = _tracking(network).values()
+        norms = _tracking(network.to(x.device)).values()
         for i in members:
             network.load_state_dict(zoo.layout.unflatten(zoo.weights[i]), strict=False)
             for norm in norms:

@@ -226,7 +226,7 @@ class Explorer(Displayed):
             accuracy=report.accuracy,
             own=float(evaluation.report(start, self.split).accuracy[0]),
             predicted=self.probe.models[0].predict(latents.double().numpy()),
-            confusion=_confusion(report.predictions, self.split[1].numpy(), report.per_class.shape[1]),
+            confusion=_confusion(report.predictions, self.split[1].cpu().numpy(), report.per_class.shape[1]),
             distance=near.distance,
             nearest=near.index,
         )

@@ -110,7 +110,7 @@ class Autoencoder(nn.Module):
 
     def _free(self, window: Window) -> Tensor:
         """(r, z) 1 where latents are the encoder's: what a lossless row leaves, an eighth of a longer one's."""
-        z = torch.arange(self.z)
+        z = torch.arange(self.z, device=self.read.device)
         free = [
             (z >= (p.columns // p.rows if self._lossless(p) else straight(self.z))).expand(p.tokens * p.rows, -1)
             for p in window.parts
@@ -132,7 +132,7 @@ def linear_path(standardised: Standardised, zoo: Zoo, z: int, tell: bool) -> tup
     told: what is added to them of each block's rows, `Told` of their moments; empty if not to tell.
     """
     means, bases = components(standardised, zoo, z)
-    taken = torch.arange(z) < straight(z)
+    taken = torch.arange(z, device=zoo.weights.device) < straight(z)
     bases = tuple(basis if len(basis) < z else basis * taken for basis in bases)
     return means, bases, _told(standardised, zoo, bases) if tell else ()
 
@@ -156,7 +156,8 @@ def _told(standardised: Standardised, zoo: Zoo, bases: tuple[Tensor, ...]) -> tu
     blocks = standardised.tokens.blocks
     counts = [len(block.tokens) * block.rows for block in blocks]
     taken = torch.stack([(basis != 0).any(0) for basis in bases])  # (blocks, z)
-    crowd = (taken * torch.tensor(counts)[:, None]).sum(0) / sum(counts)  # (z,) of all rows, those with something there
+    rows = torch.tensor(counts, device=taken.device)
+    crowd = (taken * rows[:, None]).sum(0) / sum(counts)  # (z,) of all rows, those with something there
     seen = [
         [moments(block.of(entries)).mean(1).double() for block in blocks]
         for entries in (standardised.encode(some.weights) for some in zoo.blocks())
@@ -169,7 +170,7 @@ def _told(standardised: Standardised, zoo: Zoo, bases: tuple[Tensor, ...]) -> tu
         whitened = (vectors / (values + WHITE * values[-1]).clamp(min=WHITE).sqrt()).flip(1)
         place = (crowd + len(blocks) * taken[b]).argsort(stable=True)[: min(MOMENTS, int((~taken[b]).sum()))]
         crowd[place] += 1
-        basis = torch.zeros(MOMENTS, len(crowd), dtype=own.dtype)
+        basis = own.new_zeros(MOMENTS, len(crowd))
         basis[:, place] = LOUD * sum(counts) / (len(blocks) * counts[b]) * whitened[:, : len(place)]
         told[b] = Told(mean.float(), basis.float())
     return tuple(told)

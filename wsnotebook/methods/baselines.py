@@ -7,7 +7,9 @@ Both end like soft weight-sharing: trained codebooks, and the same file format.
 """
 
 import copy
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from sklearn.cluster import KMeans
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from wsnotebook import training
-from wsnotebook.datasets import Dataset, replacing
+from wsnotebook.datasets import Dataset
 from wsnotebook.layout import Layout, check_finite
 from wsnotebook.methods import codebook
 from wsnotebook.methods.codebook import Clustered, Compressed
@@ -52,7 +54,7 @@ def prune(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
     path = training.kept_path("pruning", config, dataset, network) if keep else None
     if stored := training.load_kept(path):
         return Compressed.load(stored)
-    network = copy.deepcopy(network)
+    started, network = time.process_time(), copy.deepcopy(network)
     layout = Layout.of(network, kinds=("weight",))
     weights = [dict(network.named_parameters())[name] for name in layout.names]
     optimiser = torch.optim.Adam(network.parameters(), config.lr, fused=True)
@@ -78,22 +80,24 @@ def prune(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
         cluster((w * mask).detach().cpu(), config.centres, config.seed) for w, mask in zip(weights, masks, strict=True)
     ]
     ids, books = (dict(zip(layout.names, part, strict=True)) for part in zip(*clusters, strict=True))
-    compressed = codebook.pack(network, dataset, Clustered(ids, books), config.fine_tune)
-    if path:
-        with replacing(path) as file:
-            torch.save(compressed.stored(), file)
-    return compressed
+    return _packed(network, dataset, Clustered(ids, books), config.fine_tune, started, path)
 
 
-def uniform(network: nn.Module, dataset: Dataset, levels: int, fine_tune: codebook.Config) -> Compressed:
+def uniform(
+    network: nn.Module, dataset: Dataset, levels: int, fine_tune: codebook.Config, *, keep: bool = False
+) -> Compressed:
     """Round each weight tensor to a symmetric uniform grid of so many levels, zero among them, and pack the network.
 
     levels: odd, at least 3; the grid's ends are at the tensor's largest magnitude. fine_tune: as for the other methods.
+    keep: as in `prune`.
     """
     if levels < 3 or levels % 2 == 0:
         raise ValueError(f"levels={levels!r}: expected an odd number of at least 3, so that zero is a level")
     check_finite(network.state_dict(), "network")
-    layout, state = Layout.of(network, kinds=("weight",)), network.state_dict()
+    path = training.kept_path("uniform", (levels, fine_tune), dataset, network) if keep else None
+    if stored := training.load_kept(path):
+        return Compressed.load(stored)
+    started, layout, state = time.process_time(), Layout.of(network, kinds=("weight",)), network.state_dict()
     half, ids, books = levels // 2, {}, {}
     grid = torch.arange(-half, half + 1)
     grid = torch.cat([grid[half:], grid[:half]])  # zero first: 0, 1 .. half, -half .. -1
@@ -101,7 +105,22 @@ def uniform(network: nn.Module, dataset: Dataset, levels: int, fine_tune: codebo
         step = (state[name].abs().max() / half).clamp(min=torch.finfo(torch.float32).tiny).cpu()
         ids[name] = (state[name].cpu() / step).round().long() % levels
         books[name] = grid * step
-    return codebook.pack(network, dataset, Clustered(ids, books), fine_tune)
+    return _packed(network, dataset, Clustered(ids, books), fine_tune, started, path)
+
+
+def _packed(
+    network: nn.Module,
+    dataset: Dataset,
+    clustered: Clustered,
+    fine_tune: codebook.Config,
+    started: float,
+    path: Path | None,
+) -> Compressed:
+    """The network's file, with the CPU-seconds since the baseline began, kept."""
+    compressed = codebook.pack(network, dataset, clustered, fine_tune)
+    compressed = replace(compressed, cpu_seconds=time.process_time() - started)
+    training.save_kept(path, compressed.stored())
+    return compressed
 
 
 def share_left(t: float, final: float) -> float:

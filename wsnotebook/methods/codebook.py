@@ -7,6 +7,7 @@ Then the network is packed into a file.
 """
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -66,6 +67,7 @@ class Compressed:
     parameters: int  # how many the network has, clustered or not
     assigned_error: float  # validation error before the codebooks were trained, %
     error: float  # ... and of `state`
+    cpu_seconds: float  # of training the codebooks and writing the file; of a baseline, of all that it does
 
     @property
     def ratio(self) -> float:
@@ -94,7 +96,7 @@ def smallest(candidates: Sequence[Compressed], bound: float) -> Compressed:
 def pack(network: nn.Module, dataset: Dataset, clustered: Clustered, config: Config) -> Compressed:
     """Put the clustered tensors into a copy of the network, train the codebooks, round, and write the file."""
     dataset.check_classes("training codebooks")
-    network = copy.deepcopy(network)
+    started, network = time.process_time(), copy.deepcopy(network)
     network.load_state_dict(network.state_dict() | clustered.values())
     assigned_error = score(network, dataset.validation).error
     clustered = fine_tune(network, dataset, clustered, config)
@@ -107,6 +109,7 @@ def pack(network: nn.Module, dataset: Dataset, clustered: Clustered, config: Con
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         assigned_error=assigned_error,
         error=score(network, dataset.validation).error,
+        cpu_seconds=time.process_time() - started,
     )
 
 

@@ -14,15 +14,15 @@ from wsnotebook.zoo.value import Zoo
 def noise(zoo: Zoo, number: int, scale: float, seed: int = 0) -> Zoo:
     """Networks of the zoo with Gaussian noise of standard deviation `scale`; statistics are kept."""
     generator, rows = torch.Generator().manual_seed(seed), _drawn(zoo, (number, 1), seed)[:, 0]
-    draws = torch.randn(number, zoo.layout.d, generator=generator)
+    draws = zoo.layout.learned() * torch.randn(number, zoo.layout.d, generator=generator)
     models = zoo.facts.get("model", np.arange(len(zoo)))
-    return zoo.made(zoo.weights[rows] + scale * zoo.layout.learned() * draws, models[rows])
+    return zoo.made(zoo.weights[rows] + (scale * draws).to(zoo.weights), models[rows])
 
 
 def interpolations(zoo: Zoo, number: int, seed: int = 0, t: float | None = None) -> Zoo:
     """Points on the line between two different networks: at t, or at a random place of it."""
     a, b = zoo.weights[_drawn(zoo, (number, 2), seed)].unbind(1)  # (number, d)
-    place = torch.rand(number, 1, generator=torch.Generator().manual_seed(seed)) if t is None else t
+    place = torch.rand(number, 1, generator=torch.Generator().manual_seed(seed)).to(a) if t is None else t
     return zoo.made(a + place * (b - a))
 
 
@@ -37,10 +37,10 @@ def gaussian(zoo: Zoo, number: int, seed: int = 0, scale: float = 1.0) -> Zoo:
 
     Variances of batch norm stay positive.
     """
-    draws = torch.randn(number, zoo.layout.d, generator=torch.Generator().manual_seed(seed))
+    draws = torch.randn(number, zoo.layout.d, generator=torch.Generator().manual_seed(seed)).to(zoo.weights)
     weights = zoo.weights.mean(0) + scale * zoo.weights.std(0) * draws
     low = zoo.weights.min(0).values
-    return zoo.made(torch.where(zoo.layout.learned(), weights, torch.maximum(weights, low)))
+    return zoo.made(torch.where(zoo.layout.learned().to(low.device), weights, torch.maximum(weights, low)))
 
 
 def pca_gaussian(

@@ -48,7 +48,7 @@ class Coordinates:
 
     def encode(self, weights: Tensor) -> Tensor:
         """Weights (n, d) -> coordinates (n, k)."""
-        return memory.mapped(lambda rows: (rows - self.mean) @ self.basis.T, weights)
+        return memory.mapped(lambda rows: (rows.to(self.mean) - self.mean) @ self.basis.T, weights)
 
     def decode(self, z: Tensor) -> Tensor:
         """Coordinates (n, k) -> weights (n, d)."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from wsnotebook.methods import mlp_fitting
 from wsnotebook.methods.latent_objective import constant_errors, formed, objective, rate, temperature
@@ -37,6 +38,9 @@ class Lanes(NamedTuple):
 
     def take(self, rows: Tensor) -> "Lanes":
         return Lanes(*(part[rows] for part in self))
+
+    def to(self, device: torch.device) -> "Lanes":
+        return Lanes(*(part.to(device) for part in self))
 
 
 def lanes(functions: int, config) -> Lanes:
@@ -80,14 +84,15 @@ class Run:
         if not (self.constant > 0).all():
             name = table.names[int((self.constant <= 0).int().argmax())]
             raise ValueError(f"table: the targets of {name!r} are constant in the training rows; nothing to search for")
-        self.lanes = lanes(len(table.names), config)
+        self.device = table.train[0].device
+        self.lanes = lanes(len(table.names), config).to(self.device)
         used(self.form, torch.tensor(config.depths))  # raises for depths that the form has not
         with epoch_randomness(config.seed, -1, CPU):
             self.z = arm.encode(starts(self.form, self.lanes, self.rows["train"], config))
         self.refined_at = max(1, int(config.refined * config.steps))
-        self.threshold = torch.full((len(self.z),), config.threshold)
+        self.threshold = torch.full((len(self.z),), config.threshold, device=self.device)
         self.moments = [torch.zeros_like(v) for v in (self.z, self.z, self.threshold, self.threshold)]
-        self.score = torch.zeros(len(self.z))  # running mean of the objective
+        self.score = torch.zeros(len(self.z), device=self.device)  # running mean of the objective
         self.iteration, self.spent, self.frames = 0, 0.0, []
         self.searched, self.found, self.plain = None, [], None
         self.history = {name: [] for name in ("iteration", "objective", "fvu", "temperature", "lanes", "cpu_seconds")}
@@ -202,7 +207,7 @@ class Run:
     def tune(self) -> None:
         """Train all networks, the first time; then prune them to the next budget, and train those that shrank."""
         stage, parts = self.iteration - self.config.steps, self.plain
-        changed = torch.ones(len(parts.depth), dtype=torch.bool)
+        changed = torch.ones_like(parts.depth, dtype=torch.bool)
         if stage > 1:
             budget = self.config.budgets[stage - 2]
             changed = non_zeros(self.form, parts) > budget
@@ -232,6 +237,7 @@ class Run:
         return own | {"lanes": tuple(self.lanes), "frames": frames, "found": found, "plain": plain}
 
     def load(self, stored: dict) -> None:
+        stored = pytree.tree_map_only(Tensor, lambda t: t.to(self.device), stored)
         for name in KEPT:
             setattr(self, name, stored[name])
         self.lanes = Lanes(*stored["lanes"])
@@ -252,7 +258,7 @@ def starts(form: Form, lanes: Lanes, data: tuple[Tensor, Tensor], config) -> Par
     x, y = (part[:PROBED] for part in data)
     y = y if y.is_floating_point() else F.one_hot(y, form.outputs).float()
     centred, parts = y - y.mean(0), empty(form, lanes.depth)
-    drawn = draw(form, config.starts, config.candidates * form.depth)
+    drawn = draw(form, config.starts, config.candidates * form.depth).to(x.device)
     for depth in config.depths:
         nets = drawn.take(drawn.depth == depth)
         outputs = evaluate(form, nets, x)  # (c, m, outputs)
@@ -260,7 +266,8 @@ def starts(form: Form, lanes: Lanes, data: tuple[Tensor, Tensor], config) -> Par
         slope = torch.einsum("cmo,mfo->cfo", outputs - mean[:, None], centred) / (len(x) * variance[:, None])
         order = (slope.square() * variance[:, None]).sum(2).argsort(0, descending=True)  # (c, functions)
         own = (lanes.depth == depth).nonzero()[:, 0]  # a function's together
-        function, rank = lanes.function[own], torch.arange(len(own)) % (config.restarts * len(config.penalties))
+        function, each = lanes.function[own], config.restarts * len(config.penalties)
+        rank = torch.arange(len(own), device=x.device) % each
         best = order[rank % len(order), function]
         factor, near = slope[best, function], nets.take(best)
         near.weights[:, -1, : form.outputs] *= factor[..., None]

@@ -65,7 +65,7 @@ def trajectories(
         raise ValueError(f"models: {min(unknown)} is none of the zoo's {len(np.unique(owners))} models")
     if len(zoo) < 2:
         raise ValueError(f"zoo: {len(zoo)} networks, expected at least two to span a plane")
-    z = embedder.embed(zoo).mean(1).double().numpy()
+    z = embedder.embed(zoo).mean(1).double().cpu().numpy()
     left, sizes, _ = linalg.svd(z - z.mean(0), full_matrices=False)
     points, variance = np.zeros((len(z), 2)), np.zeros(2)
     points[:, : len(sizes)], variance[: len(sizes)] = (left * sizes)[:, :2], sizes[:2] ** 2
@@ -82,7 +82,7 @@ def nearest_models(embedder: Embedder, zoo: Zoo, row: int, k: int = 5) -> Zoo:
     if not 0 <= row < len(zoo):
         raise ValueError(f"row={row}: expected 0 .. {len(zoo) - 1}")
     z = embedder.embed(zoo).mean(1).double()
-    distance = (z - z[row]).norm(dim=1).numpy()
+    distance = (z - z[row]).norm(dim=1).cpu().numpy()
     others = np.flatnonzero(~same_model(zoo)[row])
     order = others[np.argsort(distance[others], kind="stable")]
     owners = zoo.facts.get("model", np.arange(len(zoo)))

@@ -58,7 +58,7 @@ def price(form: Form, computed: Parts, mixed: Parts, threshold: Tensor, config) 
     """(n,) what a network costs: weights between units that are on, these units, and the size of all weights."""
     masks, real, n = computed.masks, used(form, computed.depth), len(threshold)
     into = torch.cat([masks, real.biases[:, -1:]], 1)  # (n, L + 1, H)
-    last = masks[torch.arange(n), computed.depth - 1]
+    last = masks[torch.arange(n, device=masks.device), computed.depth - 1]
     out = torch.cat([torch.ones_like(masks[:, :1]), masks[:, :-1], last[:, None]], 1)
     size = mixed.weights.abs()
     there = (config.steepness * (size - threshold[:, None, None, None])).sigmoid() * real.weights

@@ -151,13 +151,13 @@ def _around(
     else:
         anchor = torch.randint(m, (n,), generator=generator)
         centre = z[anchor]
-    noise = torch.randn(n, 1 if mode == "public" else r, k, generator=generator)
+    noise = torch.randn(n, 1 if mode == "public" else r, k, generator=generator).to(z)
     if mode == "public":
         unit = torch.ones(())
     elif spread is None:
         unit = _deviations(z)
     elif spread.shape in ((r, k), (k,)) and bool((spread >= 0).all()):
-        unit = spread
+        unit = spread.to(z)
     else:
         raise ValueError(
             f"spread: shape {tuple(spread.shape)}, expected ({r}, {k}) or ({k},) numbers from 0 up, by these anchors' "
@@ -170,8 +170,8 @@ def _gaussian(z: Tensor, n: int, joint: bool, generator: torch.Generator) -> Ten
     """Latents (n, r, z) of the Gaussian with the mean of z (m, r, z), and their covariance or variances alone."""
     mean, s = z.mean(0), _deviations(z)
     if not joint:
-        return mean + s * torch.randn(n, *s.shape, generator=generator)
-    e = torch.randn(n, len(z), generator=generator)
+        return mean + s * torch.randn(n, *s.shape, generator=generator).to(z)
+    e = torch.randn(n, len(z), generator=generator).to(z)
     return mean + torch.tensordot(e / (len(z) - 1) ** 0.5, z - mean, 1)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from wsnotebook.cornn import Table
 from wsnotebook.datasets import cache_folder
@@ -125,7 +126,7 @@ def direct(form: Form) -> Arm:
     """The numbers of the networks themselves, without a decoder; what a start does not use is small."""
 
     def encode(parts: Parts) -> Tensor:
-        real, small = used(form, parts.depth), [0.3 * torch.randn(part.shape) for part in parts[:4]]
+        real, small = used(form, parts.depth), [(0.3 * torch.randn(part.shape)).to(part) for part in parts[:4]]
         weights, biases = (
             torch.where(part != 0, part, noise * here)
             for part, noise, here in zip(parts[:2], small, real, strict=False)
@@ -215,7 +216,7 @@ class Found:
 
 def search(arm: Arm, table: Table, config: Config = Config(), *, keep: bool = False) -> Found:
     """Search for networks of every function of the table: float y (m, functions) or (m, functions, outputs), or int64
-    classes (m, functions).
+    classes (m, functions). On the table's device, where a decoder must be too; what is found is on the CPU.
 
     keep: store the state in the cache folder, under the hash of arm, table and config; the same call later goes on from
     there, or returns at once. An interrupt (Ctrl-C, the notebook's stop button) hardens what there is.
@@ -231,8 +232,9 @@ def search(arm: Arm, table: Table, config: Config = Config(), *, keep: bool = Fa
     finished = run_to_end(run, path, f"search, {arm.name}", "fvu")
     if run.searched is None:
         run.harden()
-    facts = {name: torch.cat([made[name] for made in run.found]) for name in run.found[0] if name != "parts"}
-    at = torch.searchsorted(run.searched["number"], facts["lane"])
-    facts = {name: run.searched[name][at] for name in ("function", "restart", "penalty")} | facts
-    parts = concat([made["parts"] for made in run.found])
-    return Found(config, arm.name, run.form, table.names, parts, facts, run.searched, run.frames, run.history, finished)
+    made, searched, frames = pytree.tree_map_only(Tensor, Tensor.cpu, (run.found, run.searched, run.frames))
+    facts = {name: torch.cat([stage[name] for stage in made]) for name in made[0] if name != "parts"}
+    at = torch.searchsorted(searched["number"], facts["lane"])
+    facts = {name: searched[name][at] for name in ("function", "restart", "penalty")} | facts
+    parts = concat([stage["parts"] for stage in made])
+    return Found(config, arm.name, run.form, table.names, parts, facts, searched, frames, run.history, finished)

@@ -28,7 +28,7 @@ def ranks(network: nn.Module, percent: float) -> dict[str, int]:
     if not 0 < percent <= 100:
         raise ValueError(f"percent={percent!r}: expected a share in (0, 100] %")
     check_finite(network.state_dict(), "network")
-    matrices = {name: layer.weight.detach().flatten(1).double() for name, layer in _layers(network).items()}
+    matrices = {name: layer.weight.detach().flatten(1).double().cpu() for name, layer in _layers(network).items()}
     scores, costs, owners = [], [], []
     for number, w in enumerate(matrices.values()):
         s = torch.linalg.svdvals(w)

@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from wsnotebook.cornn import Table
-from wsnotebook.datasets import cache_folder, replacing
+from wsnotebook.datasets import cache_folder
 from wsnotebook.methods.mlp_fitting import Config, Data, Fitted, errors, fit
 from wsnotebook.methods.mlp_matrix import Form, Parts, concat, empty, non_zeros
 from wsnotebook.methods.mlp_pruning import keep_important, keep_largest
-from wsnotebook.training import check_choice, fingerprint, load_kept
+from wsnotebook.training import check_choice, fingerprint, load_kept, save_kept
 
 FACTS = "non_zeros", "validation", "test"
 
@@ -113,8 +113,7 @@ def _kept(kind: str, made: Callable[[], Control], table: Table, *given) -> Contr
     if stored := load_kept(path):
         return Control(table.names, Parts(*stored["parts"]), *(stored[name] for name in FACTS))
     control = made()
-    with replacing(path) as file:
-        torch.save({"parts": tuple(control.parts)} | {name: getattr(control, name) for name in FACTS}, file)
+    save_kept(path, {"parts": tuple(control.parts)} | {name: getattr(control, name) for name in FACTS})
     return control
 
 

@@ -68,7 +68,8 @@ class Parts(NamedTuple):
 
     def to(self, *target) -> "Parts":
         """On a device, or in a floating-point type."""
-        return Parts(*(part.to(*target) for part in self[:4]), self.depth)
+        parts = [part.to(*target) for part in self[:4]]
+        return Parts(*parts, self.depth.to(parts[0].device))
 
 
 def concat(several: Sequence[Parts]) -> Parts:
@@ -109,7 +110,7 @@ def used(form: Form, depth: Tensor) -> Parts:
 
 def empty(form: Form, depth: Tensor, dtype: torch.dtype = torch.float32) -> Parts:
     """Networks of these depths (n,) in which everything is 0: all units off."""
-    return Parts(*(torch.zeros(part.shape, dtype=dtype) for part in used(form, depth)[:4]), depth)
+    return Parts(*(torch.zeros(part.shape, dtype=dtype, device=depth.device) for part in used(form, depth)[:4]), depth)
 
 
 def live(form: Form, parts: Parts) -> Parts:
@@ -261,7 +262,8 @@ def hardened(form: Form, parts: Parts, threshold: float = 0.0) -> Parts:
     A unit that is off has no weights, in or out. One that nothing reads is off too: the function is the same.
     """
     check_parts(form, parts)
-    real, depth, networks = used(form, parts.depth), parts.depth, torch.arange(len(parts.depth))
+    real, depth = used(form, parts.depth), parts.depth
+    networks = torch.arange(len(depth), device=depth.device)
     weights = parts.weights * (real.weights & (parts.weights.abs() >= threshold))
     on = torch.cat([(parts.masks >= 0.5) & real.masks, real.biases[:, -1:]], 1)  # (n, L + 1, H)
     for layer in reversed(range(form.depth)):

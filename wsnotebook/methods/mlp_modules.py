@@ -30,14 +30,14 @@ def network(form: Form, parts: Parts, i: int) -> MixedMLP:
     check_parts(form, one)
     check_plain(one)
     weights, biases, activations, masks, depth = (part[0] for part in one)
-    rows = torch.arange(form.rows)
+    rows = torch.arange(form.rows, device=masks.device)
     kept = [rows[mask > 0] if mask.any() else rows[:1] for mask in masks[:depth]]
     kept = [rows[: form.inputs], *kept, rows[: form.outputs]]
     made = MixedMLP(*map(len, kept)).to(weights.dtype)
     state, kinds = {}, _kinds(form, activations, masks)  # (L, H)
     for layer, (before, here) in enumerate(zip(kept, kept[1:], strict=False)):
         place = layer if layer < depth else -1
-        on = masks[layer - 1, before] if layer else torch.ones(form.inputs)  # what is off is not read
+        on = masks[layer - 1, before] if layer else weights.new_ones(form.inputs)  # what is off is not read
         state[f"fc{layer + 1}.weight"] = weights[place][here][:, before] * on
         state[f"fc{layer + 1}.bias"] = biases[place, here]
         if layer < depth:
@@ -95,7 +95,7 @@ def _sequential(module: nn.Module) -> list[Layer]:
         if isinstance(layer, nn.Linear):
             if pending:
                 layers.append((*pending, ["identity"] * len(pending[1])))
-            bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+            bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
             pending = (name, layer.weight.detach(), bias)
         elif pending and _activation(layer):
             layers.append((*pending, [_activation(layer)] * len(pending[1])))
@@ -118,7 +118,7 @@ def _activation(layer: nn.Module) -> str | None:
 
 def _kinds(form: Form, activations: Tensor, masks: Tensor) -> Tensor:
     """Each unit's place in `networks.UNITS`, or OFF: (..., H) of shares (..., H, A) and masks (..., H)."""
-    places = torch.tensor([[*UNITS].index(name) for name in form.activations])
+    places = torch.tensor([[*UNITS].index(name) for name in form.activations], device=masks.device)
     return torch.where(masks > 0, places[activations.argmax(-1)], OFF)
 
 
@@ -135,8 +135,8 @@ def to_zoo(form: Form, parts: Parts, provenance: dict | None = None, **facts: np
     check_plain(parts)
     weights, biases, activations, masks, depth = parts
     n, W, L = len(depth), form.width, form.depth
-    beyond = torch.arange(L) >= depth[:, None]  # (n, L)
-    last = masks[torch.arange(n), depth - 1, :W]  # (n, W) units that the outputs read
+    beyond = torch.arange(L, device=depth.device) >= depth[:, None]  # (n, L)
+    last = masks[torch.arange(n, device=depth.device), depth - 1, :W]  # (n, W) units that the outputs read
     kinds = _kinds(form, activations, masks)[..., :W]
     handing = torch.where(last > 0, [*UNITS].index("identity"), OFF)
     kinds = torch.where(beyond[..., None], handing[:, None], kinds)
@@ -152,9 +152,9 @@ def to_zoo(form: Form, parts: Parts, provenance: dict | None = None, **facts: np
     name, layout = f"mixed-{'-'.join(map(str, sizes))}", Layout.of(MixedMLP(*sizes))
     facts = {
         "model": np.arange(n),
-        "depth": depth.numpy(),
-        "units": units(parts).sum(1).numpy(),
-        "non_zeros": non_zeros(form, parts).numpy(),
+        "depth": depth.cpu().numpy(),
+        "units": units(parts).sum(1).cpu().numpy(),
+        "non_zeros": non_zeros(form, parts).cpu().numpy(),
     } | facts
     return Zoo(layout.flatten(state).float(), layout, facts, name, (provenance or {}) | {"form": asdict(form)})
 

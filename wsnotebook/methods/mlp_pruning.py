@@ -40,7 +40,7 @@ def keep_important(form: Form, parts: Parts, count: int, x: Tensor) -> Parts:
     own = [part.clone().requires_grad_() for part in parts[:2]]
     y = evaluate(form, parts._replace(weights=own[0], biases=own[1]), x[:PROBED])
     with epoch_randomness(0, count, torch.device("cpu")):
-        signs = (2 * torch.randint(2, (PROBES, *y.shape[1:]), device=y.device) - 1).to(y)  # the same for all networks
+        signs = (2 * torch.randint(2, (PROBES, *y.shape[1:])) - 1).to(y)  # the same for all networks
     squares = [0.0, 0.0]
     for sign in signs:
         gradients = torch.autograd.grad(y, own, sign.expand_as(y), retain_graph=True)

@@ -43,11 +43,11 @@ def features(zoo: Zoo, embedders: Mapping[str, Embedder] | None = None) -> dict[
     Of each of embedders {name: embedder}: the mean latent, mean and deviation of every layer's, and all latents.
     Raises ValueError for networks of another architecture than the embedder's.
     """
-    found = {"W": zoo.weights[:, zoo.layout.learned()].numpy()}
+    found = {"W": zoo.weights[:, zoo.layout.learned()].cpu().numpy()}
     found |= {"s(W)": weight_statistics(zoo), "s(W), tensors": weight_statistics(zoo, "tensor")}
     for name, embedder in (embedders or {}).items():
         z = embedder.embed(zoo)  # (n, r, z)
-        found |= {f"{name}, {part}": pooled(embedder, z, part).numpy() for part in POOLED}
+        found |= {f"{name}, {part}": pooled(embedder, z, part).cpu().numpy() for part in POOLED}
     return found
 
 
@@ -70,6 +70,7 @@ def weight_statistics(zoo: Zoo, by: str = "layer") -> np.ndarray:
 
 
 def _statistics(zoo: Zoo, by: str) -> np.ndarray:
+    zoo = zoo.to("cpu")  # numpy's quantiles
     if by == "layer":
         of = tokens(zoo.layout)  # whole rows, a block being a layer
         parts = np.split(of.entries(zoo.weights).numpy(), [block.first for block in of.blocks[1:]], axis=1)

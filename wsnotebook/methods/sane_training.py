@@ -33,7 +33,7 @@ class Run(AutoencoderRun):
         shape = config.dim, config.heads, config.blocks, config.z
         with epoch_randomness(config.seed, -1, self.weights.device):
             network = Autoencoder(of.width, config.pack, *shape, linear, self.facts.shape[1] * (config.delta > 0))
-        super().__init__(network, config, LOSSES, ("validation_loss",))
+        super().__init__(network.to(self.weights.device), config, LOSSES, ("validation_loss",))
         self.record([math.nan] * len(LOSSES))
 
     def _statistics(self, zoo: Zoo) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ class Run(AutoencoderRun):
             values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
             facts.append(centred @ vectors / np.sqrt(values + WHITE))
         layers = torch.tensor([own.index(name) for name in names]).repeat_interleave(facts[0].shape[1])
-        return torch.from_numpy(np.concatenate(facts, 1)).to(self.weights), layers
+        return torch.from_numpy(np.concatenate(facts, 1)).to(self.weights), layers.to(self.weights.device)
 
     def views(self, rows: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Of b networks: their entries (2 b, f), as they are and then permuted, and the views of these.
@@ -76,7 +76,7 @@ class Run(AutoencoderRun):
         if self.config.noise:
             x = x * torch.randn_like(x).mul_(self.config.noise).add_(1)
         if self.config.erase:
-            there = torch.rand(len(x), len(window.positions)) >= self.config.erase  # (b, w)
+            there = torch.rand(len(x), len(window.positions), device=x.device) >= self.config.erase  # (b, w)
             x = x * there.index_select(1, window.token)
         return x
 
@@ -102,7 +102,7 @@ class Run(AutoencoderRun):
         s = len(self.standardised.tokens)
         start = int(torch.randint(max(1, s - config.window + 1), ()))
         window = self.standardised.tokens.window(start, min(start + config.window, s))
-        rows = torch.randperm(n)[: config.batch]
+        rows = torch.randperm(n, device=self.weights.device)[: config.batch]
         parts = torch.stack(self.losses(*self.views(rows, window), window, rows))
         gamma, delta = config.gamma, config.delta
         loss = parts @ parts.new_tensor([1 - gamma - delta, gamma, delta])
@@ -121,6 +121,6 @@ def _symmetry(zoo: Zoo, x: Tensor | None) -> symmetry.Specification:
     """What may be permuted in these networks, verified on the first."""
     if x is None:
         x = networks.example(zoo.network, channels=zoo.provenance.get("build", {}).get("channels"))
-    spec = symmetry.specification(zoo.template(), x[:1])
-    symmetry.verify(zoo.module(0), spec, x[:1])
+    spec = symmetry.specification(zoo.template(), x[:1].cpu())
+    symmetry.verify(zoo.module(0).cpu(), spec, x[:1].cpu())
     return spec

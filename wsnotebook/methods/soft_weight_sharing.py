@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from wsnotebook import datasets, training
+from wsnotebook import training
 from wsnotebook.datasets import Dataset
 from wsnotebook.evaluation import score
 from wsnotebook.layout import Layout, check_finite
@@ -151,7 +151,7 @@ def compress(
             run.record(epoch, run.train_epoch(epoch))
             asked_to_stop = watch and watch(run.result())
             if asked_to_stop or time.monotonic() - kept > training.KEEP_EVERY:
-                _keep(path, run.state())
+                training.save_kept(path, run.state())
                 kept = time.monotonic()
             if asked_to_stop:
                 stopped = epoch < config.epochs
@@ -172,7 +172,7 @@ def compress(
     rule, clustered, _ = assign(run.result(), run.network, dataset)
     compressed = codebook.pack(run.network, dataset, clustered, config.fine_tune)
     if not stopped:
-        _keep(path, run.state() | {"assign": rule, "compressed": compressed.stored()})
+        training.save_kept(path, run.state() | {"assign": rule, "compressed": compressed.stored()})
     return replace(run.result(), assign=rule, compressed=compressed, finished=not stopped)
 
 
@@ -344,12 +344,6 @@ def _pooled(mixtures: Sequence[Mixture], sizes: Sequence[int]) -> Mixture:
     """The mixture that a weight of an unknown tensor comes from: each tensor's, weighed by its number of weights."""
     means, sigmas = (torch.cat([getattr(m, part) for m in mixtures]) for part in ("means", "sigmas"))
     return Mixture(means, sigmas, torch.cat([m.pis * n / sum(sizes) for m, n in zip(mixtures, sizes, strict=True)]))
-
-
-def _keep(path, state: dict) -> None:
-    if path:
-        with datasets.replacing(path) as file:
-            torch.save(state, file)
 
 
 def _followed(layout: Layout) -> tuple[Tensor, Tensor]:

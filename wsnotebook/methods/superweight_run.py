@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from wsnotebook.datasets import Dataset, replacing
+from wsnotebook.datasets import Dataset
 from wsnotebook.methods.superweight_baselines import Separate
 from wsnotebook.methods.superweight_ensembles import average, member_logits, scores
 from wsnotebook.methods.superweight_plan import Plan
 from wsnotebook.methods.superweight_sharing import coefficient_gradients, disagreeing
 from wsnotebook.methods.superweights import Bank
-from wsnotebook.training import augmented, epoch_randomness, load_kept, minibatches
+from wsnotebook.training import augmented, epoch_randomness, load_kept, minibatches, save_kept
 
 DROPS = (0.3, 0.6, 0.8)  # of the run, where schedule "step" multiplies the learning rate by 0.2
 MEASURED = ("epoch", "loss", "validation_loss", "validation_error", "member_errors", "vectors", "cpu_seconds")
@@ -59,9 +59,7 @@ class Run:
                 for epoch in progress:
                     self.train_epoch(epoch)
                     progress.set_postfix_str(f"validation error {self.history['validation_error'][-1]:.2f} %")
-                    if path:
-                        with replacing(path) as file:
-                            torch.save(self.state(), file)
+                    save_kept(path, self.state())
         except KeyboardInterrupt:
             return False
         return True

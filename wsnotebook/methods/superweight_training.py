@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from wsnotebook.datasets import Dataset, cache_folder, replacing
+from wsnotebook.datasets import Dataset, cache_folder
 from wsnotebook.layout import check_finite
 from wsnotebook.methods.superweight_baselines import Separate
 from wsnotebook.methods.superweight_plan import SHARING, Plan, allocate
@@ -24,7 +23,7 @@ from wsnotebook.methods.superweight_run import Run
 from wsnotebook.methods.superweight_sharing import LINKAGES, fitting, fitting_bins, matched
 from wsnotebook.methods.superweight_similarities import KINDS, Similarities, similarities
 from wsnotebook.methods.superweights import Bank
-from wsnotebook.training import check_at_least, check_choice, fingerprint, load_kept
+from wsnotebook.training import check_at_least, check_choice, fingerprint, load_kept, save_kept
 
 GROUPS = ("gradient", "random", "depth", "none")
 
@@ -180,9 +179,7 @@ def compared(
             found = similarities(run.model, dataset.train, **options)
     if found is None:
         return Result(run.model, run.history, None, None, finished=False)
-    if path:
-        with replacing(path) as file:
-            torch.save(found.to_dict(), file)
+    save_kept(path, found.to_dict())
     return found
 
 

@@ -132,8 +132,8 @@ class Swat:
     @torch.no_grad()
     def embed(self, parts: Parts) -> Tensor:
         """Networks -> latents (n, H, z). Raises ValueError for networks of another form."""
-        parts = canonical(self.config.form, parts) if self.config.order == "canonical" else parts
-        return self.network.encode(parts)
+        parts = parts.to(self.network.scale.device)
+        return self.network.encode(canonical(self.config.form, parts) if self.config.order == "canonical" else parts)
 
     def decode(self, z: Tensor, depth: Tensor, temperature: float = 1.0) -> Parts:
         """Latents (n, H, z) -> networks of these depths (n,), with soft activations and masks; differentiable.
@@ -151,7 +151,8 @@ class Swat:
     def report(self, parts: Parts, points: int = 256, seed: int = 0) -> Report:
         """FVU of networks that were embedded and decoded, at each depth, on random inputs."""
         form, z = self.config.form, self.embed(parts)
-        with epoch_randomness(seed, -3, z.device):
+        parts = parts.to(z.device)
+        with epoch_randomness(seed, -3, swat_training.CPU):
             x = swat_training.points(form, points).to(z.device)
         y = evaluate(form, swat_stream.target(self.config.stream, parts), x)
 
@@ -171,6 +172,7 @@ class Swat:
         if len(parts.depth) < 2:
             raise ValueError(f"parts: {len(parts.depth)} networks, expected two or more to compare")
         moves = random_orders(self.config.form, len(parts.depth), torch.Generator().manual_seed(seed))
+        moves = (move.to(parts.depth.device) for move in moves)
         own, twin = (self.embed(p).flatten(1) for p in (parts, permuted(self.config.form, parts, *moves)))
         return float((own - twin).norm(dim=1).mean() / torch.pdist(own).mean())
 
@@ -180,21 +182,21 @@ class Swat:
             return swat_training.draws(self.config, n)
 
 
-def train(config: Config = Config(), *, keep: bool = False) -> Swat:
-    """Train the autoencoder on its stream of networks.
+def train(config: Config = Config(), *, keep: bool = False, device: str | torch.device = "cpu") -> Swat:
+    """Train the autoencoder on its stream of networks, on a device.
 
     keep: store the state in the cache folder, under the hash of the config; the same call later goes on from there, or
     returns at once. An interrupt (Ctrl-C, the notebook's stop button) leaves a usable result with `finished` False.
     Raises ValueError when the loss diverges.
     """
-    run = swat_training.Run(config)
+    run = swat_training.Run(config, device)
     finished = run_to_end(run, _kept_path(config) if keep else None, "SWAT-NN", "loss")
     return Swat(config, run.network, run.history, finished)
 
 
-def untrained(config: Config = Config()) -> Swat:
+def untrained(config: Config = Config(), device: str | torch.device = "cpu") -> Swat:
     """The same autoencoder before its first step: the control that says what training is worth."""
-    run = swat_training.Run(config)
+    run = swat_training.Run(config, device)
     return Swat(config, run.network, run.history, finished=False)
 
 

@@ -20,21 +20,23 @@ EPS = 1e-3  # added to a target's variance: what counts as constant
 
 
 class Run(AutoencoderRun):
-    """What changes while the autoencoder is trained; config: a `swat_nn.Config`."""
+    """What changes while the autoencoder is trained; config: a `swat_nn.Config`. Networks are drawn on the CPU."""
 
-    def __init__(self, config):
-        self.form = config.form
+    def __init__(self, config, device: str | torch.device = "cpu"):
+        self.form, self.device = config.form, device
         with epoch_randomness(config.seed, -1, CPU):
             self.held_out, self.points = draws(config, HELD_OUT), points(self.form, POINTS)
             network = autoencoder(config, row_scale(self.form, self.held_out))
         fvus = [f"fvu_{d}" for d in range(1, self.form.depth + 1)]
-        super().__init__(network, config, LOSSES, fvus)
+        self.held_out, self.points = self.held_out.to(device), self.points.to(device)
+        super().__init__(network.to(device), config, LOSSES, fvus)
         self.record([math.nan] * len(LOSSES))
 
     def step(self) -> Tensor:
         """One step of the optimiser; (loss, functional, parameters)."""
         config, form, t = self.config, self.form, self.iteration / self.config.iterations
         drawn, x = swat_stream.draw(form, config.stream, config.batch), points(form, config.points)
+        drawn, x = drawn.to(self.device), x.to(self.device)
         y = evaluate(form, swat_stream.target(config.stream, drawn), x)
         ordered = canonical(form, drawn)
         z = self.network.encode(ordered if config.order == "canonical" else drawn)
@@ -45,7 +47,7 @@ class Run(AutoencoderRun):
             raw, target = self.network.decode(z, drawn.depth), y
             term = parameter_error(form, raw, ordered, self.network.scale)
             if others := int(config.cross * config.batch):
-                apart = torch.randint(1, form.depth, (others,)) if form.depth > 1 else 0
+                apart = torch.randint(1, form.depth, (others,)).to(self.device) if form.depth > 1 else 0
                 depth = (drawn.depth[:others] - 1 + apart) % form.depth + 1
                 raw, target = concat([raw, self.network.decode(z[:others], depth)]), torch.cat([y, y[:others]])
             functional = fvu(evaluate(form, soft(form, raw), x), target).log1p().mean()
@@ -58,7 +60,7 @@ class Run(AutoencoderRun):
         """The published loss: raw square error at the depth where a network's is smallest."""
         errors = []
         for d in range(1, self.form.depth + 1):
-            made = soft(self.form, self.network.decode(z, torch.full((len(z),), d)))
+            made = soft(self.form, self.network.decode(z, torch.full((len(z),), d, device=z.device)))
             errors.append((evaluate(self.form, made, x) - y).square().mean((1, 2)))
         return torch.stack(errors).amin(0).mean()
 
@@ -108,7 +110,7 @@ def parameter_error(form: Form, raw: Parts, target: Parts, scale: Tensor) -> Ten
 
     Square errors of weights and of biases, in units of `scale`; cross-entropies of activations and masks.
     """
-    there, unit = live(form, target), from_rows(form, scale.expand(1, form.rows, -1), torch.tensor([1]))
+    there, unit = live(form, target), from_rows(form, scale.expand(1, form.rows, -1), target.depth.new_ones(1))
     on, real = there.masks.to(scale), used(form, target.depth).masks.to(scale)
     weights, biases = (
         (((a - b) / s).square() * where).sum() / where.sum()

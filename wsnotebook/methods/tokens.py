@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsnotebook import memory
 from wsnotebook.layout import Layout
 from wsnotebook.zoo.value import Zoo
 
@@ -81,14 +82,19 @@ class Tokens:
     @property
     def mask(self) -> Tensor:
         """(s, width) bool: whether a weight is there, not padding."""
-        real = torch.zeros(len(self) * self.width, dtype=torch.bool)
+        real = torch.zeros(len(self) * self.width, dtype=torch.bool, device=self.slots.device)
         real[self.slots] = True
         return real.view(len(self), self.width)
+
+    def to(self, device: torch.device) -> "Tokens":
+        """The same tokens with their tables on another device, which weights, entries and tokens are then on too."""
+        tables = ("positions", "rows", "first_row", "places", "slots")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tables})
 
     def encode(self, weights: Tensor) -> Tensor:
         """Weights (n, d) -> tokens (n, s, width), padded by zeros."""
         self._check(weights)
-        table = torch.full((len(self) * self.width,), self.layout.d)  # padding: the zero behind the weights
+        table = self.slots.new_full((len(self) * self.width,), self.layout.d)  # padding: the zero behind the weights
         table[self.slots] = self.places
         padded = torch.cat([weights, weights.new_zeros(len(weights), 1)], 1)
         return padded.index_select(1, table).view(-1, len(self), self.width)
@@ -108,24 +114,24 @@ class Tokens:
 
     def within(self, rows: Tensor, stretch: range) -> Tensor:
         """Which of these rows' tokens are in a stretch of the sequence: bool, as many as the rows."""
-        ends = torch.cat([self.first_row, torch.tensor([len(self.rows)])])
+        ends = torch.cat([self.first_row, self.first_row.new_tensor([len(self.rows)])])
         return (rows >= ends[stretch.start]) & (rows < ends[stretch.stop])
 
     def window(self, start: int, stop: int) -> Window:
         """The tokens from `start` up to, not including, `stop`."""
-        parts, entries, at, rows, columns = [], [], [], [], []
+        parts, entries, at, rows, columns, device = [], [], [], [], [], self.places.device
         for b, block in enumerate(self.blocks):
             here = _overlap(block.tokens, start, stop)
             if len(here):
                 first = block.first + block.tokens.index(here[0]) * block.columns
                 parts.append(Part(b, len(here), block.columns, block.rows))
-                entries.append(torch.arange(first, first + len(here) * block.columns))
-                at.append(torch.tensor(here))
-                rows.append((self.first_row[at[-1], None] + torch.arange(block.rows)).flatten())
-                columns.append(torch.full((len(here),), block.columns))
-        at = torch.cat(at)
-        token = (at - start).repeat_interleave(torch.cat(columns))
-        return Window(self.positions[at], tuple(parts), torch.cat(entries), token, torch.cat(rows))
+                entries.append(torch.arange(first, first + len(here) * block.columns, device=device))
+                at.append(torch.arange(here.start, here.stop, here.step, device=device))
+                rows.append((self.first_row[at[-1], None] + torch.arange(block.rows, device=device)).flatten())
+                columns.append(torch.full((len(here),), block.columns, device=device))
+        at, entries = torch.cat(at), torch.cat(entries)
+        token = (at - start).repeat_interleave(torch.cat(columns), output_size=len(entries))
+        return Window(self.positions[at], tuple(parts), entries, token, torch.cat(rows))
 
     def _check(self, weights: Tensor) -> None:
         if weights.ndim != 2 or weights.shape[1] != self.layout.d:
@@ -220,7 +226,7 @@ class Standardised:
 
     def encode(self, weights: Tensor) -> Tensor:
         """Weights (n, d) -> entries (n, e)."""
-        return (self.tokens.entries(weights) - self.mean) / self.deviation
+        return (self.tokens.entries(weights.to(self.mean)) - self.mean) / self.deviation
 
     def decode(self, entries: Tensor) -> Tensor:
         """Entries (n, e) -> weights (n, d)."""
@@ -257,6 +263,7 @@ def standardise(zoo: Zoo, tokens: Tokens) -> Standardised:
     """Fit means and deviations of a zoo's layers, over all networks and rows. Raises ValueError for an empty zoo."""
     if not len(zoo):
         raise ValueError("zoo: it holds no networks; expected at least one to standardise by")
+    tokens = tokens.to(zoo.weights.device)
     layers = itertools.groupby(tokens.blocks, key=lambda block: block.layer)
     sizes = [sum(len(block.tokens) * block.columns for block in blocks) for _, blocks in layers]
     n, variance, mean = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)  # (layers,)
@@ -268,6 +275,6 @@ def standardise(zoo: Zoo, tokens: Tokens) -> Standardised:
         variance = (1 - share) * variance + share * own[0] + share * (1 - share) * step.square()
         mean = mean + share * step
     deviation = torch.where(variance.sqrt() > CONSTANT, variance.sqrt(), 1.0)
-    mean, deviation = (each.float().repeat_interleave(torch.tensor(sizes)) for each in (mean, deviation))
+    mean, deviation = (each.float().repeat_interleave(tokens.places.new_tensor(sizes)) for each in (mean, deviation))
     _, kinds = np.unique(zoo.facts.get("activation", np.zeros(len(zoo))), return_index=True)
-    return Standardised(tokens, mean, deviation, zoo.weights.mean(0), zoo.filter(kinds))
+    return Standardised(tokens, mean, deviation, memory.mean(zoo.weights), zoo.filter(kinds))

@@ -82,7 +82,7 @@ def verify(network: nn.Module, spec: Specification, x: Tensor, seed: int = 0) ->
         if tensor.is_floating_point():
             tensor = tensor.double()
             spread = float(tensor.std(correction=0)) or 0.1
-            noise = 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * spread
+            noise = 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor) * spread
             tensor = tensor + (noise if name in learned else noise.abs())  # variances stay positive
         state[name] = tensor
     moved = spec.apply({name: tensor[None] for name, tensor in state.items()}, spec.random(1, generator))
@@ -125,8 +125,10 @@ def align(
     they come no closer. scale: balance the scales of ReLU units first. seed: of the order in which groups are visited.
     x (b, ...): sample inputs; needed for your own networks alone.
     Weight matching (Ainsworth et al. 2023); heads by TransFusion, a transformer's residual stream stays.
+    Assignments are solved on the CPU, so all of it is computed there, and brought back to the weights' device.
     Raises ValueError for an empty zoo, a reference that does not fit, or a network that cannot be followed.
     """
+    device, zoo = zoo.weights.device, zoo.to("cpu")
     spec, x = _specified(zoo, x)
     start, fixed = zoo.weights, _row(zoo, reference)
     if scale:
@@ -141,9 +143,9 @@ def align(
     objective_before, distance_before = _compare(zoo.layout, start, fixed)
     objective_after, distance_after = _compare(zoo.layout, moves.weights, fixed)
     return Alignment(
-        zoo=zoo.derived(moves.weights),
+        zoo=zoo.derived(moves.weights).to(device),
         permutations=moves.permutations,
-        reference=fixed,
+        reference=fixed.to(device),
         objective_before=objective_before,
         objective_after=objective_after,
         distance_before=distance_before,
@@ -159,7 +161,7 @@ def _row(zoo: Zoo, reference: int | Tensor | str) -> Tensor | None:
     """The weights (d,) of a reference; None for the mean."""
     if isinstance(reference, Tensor):
         if reference.shape == (zoo.layout.d,) and reference.isfinite().all():
-            return reference.to(zoo.weights.dtype)
+            return reference.to(zoo.weights)
         seen = f"shape {tuple(reference.shape)}{'' if reference.isfinite().all() else ' with NaN or infinities'}"
         wanted = f"a row of ({zoo.layout.d},) finite weights of {zoo.network}"
         raise ValueError(f"reference: {seen}, expected {wanted}: another architecture?")
@@ -196,17 +198,17 @@ class _Moves:
         self.rounds.append(self._spread())
         for _ in range(ROUNDS):
             before = self.weights, self.permutations.copy()
-            self.towards(self.weights.mean(0))
+            self.towards(memory.mean(self.weights))
             spread = self._spread()
             if spread**2 > (1 - SHRINKS) * self.rounds[-1] ** 2:
                 self.weights, self.permutations = before
                 break
             self.rounds.append(spread)
-        return self.weights.mean(0)
+        return memory.mean(self.weights)
 
     def _spread(self) -> float:
         """Root mean square distance to the mean."""
-        _, distances = _compare(self.layout, self.weights, self.weights.mean(0))
+        _, distances = _compare(self.layout, self.weights, memory.mean(self.weights))
         return float(np.sqrt((distances**2).mean()))
 
 
@@ -217,6 +219,7 @@ def _specified(zoo: Zoo, x: Tensor | None) -> tuple[Specification, Tensor]:
     if x is None:
         x = networks.example(zoo.network, channels=zoo.provenance.get("build", {}).get("channels"))
         x = torch.randn(INPUTS, *x.shape[1:], generator=torch.Generator().manual_seed(0))
+    x = x.cpu()
     specs = [specification(template, x[:1]) for template, _ in zoo.groups()]
     spec = specs[0]  # activations change nothing but which scales are free
     free = {
@@ -224,7 +227,7 @@ def _specified(zoo: Zoo, x: Tensor | None) -> tuple[Specification, Tensor]:
         for name, group in spec.groups.items()
     }
     spec = replace(spec, groups=free)
-    verify(zoo.module(0), spec, x[:2])
+    verify(zoo.module(0).cpu(), spec, x[:2])
     return spec, x
 
 

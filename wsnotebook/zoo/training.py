@@ -6,6 +6,7 @@ shards can be trained in any order, by any process, and one that is on disk is n
 
 import itertools
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor, as_completed
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 import wsnotebook
 from wsnotebook import engines, networks
-from wsnotebook.datasets import Dataset, cache_folder, replacing
+from wsnotebook.datasets import Dataset, cache_folder
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.training import SCHEDULES, augmented, check_at_least, check_choice, epoch_randomness, fingerprint
 from wsnotebook.zoo.value import Zoo, concat, load
@@ -167,13 +168,18 @@ def train(
                 for task in as_completed(tasks):
                     task.result()
                     progress.update(sum(map(len, tasks[task])))
-    zoo = concat([load(path) for path in paths])
+    try:
+        zoo = concat([load(path) for path in paths])
+    except FileNotFoundError:
+        if not whole.exists():
+            raise
+        return load(whole)  # another process was faster
     zoo = zoo.filter(np.lexsort((zoo.facts["step"], zoo.facts["model"])))
     if lost := sorted(set(range(n)) - set(zoo.facts["model"].tolist())):
         warnings.warn(f"{len(lost)} of {n} networks diverged and are left out: {lost}", RuntimeWarning, stacklevel=2)
     zoo.save(whole)
     for path in paths:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return load(whole)
 
 
@@ -205,15 +211,15 @@ class _Spool(NamedTuple):
 @contextmanager
 def _spooled(work: _Work, folder: Path) -> Iterator[_Spool]:
     """Files in the zoo's folder while it is trained by others."""
-    data, light = folder / "data.safetensors", replace(work.dataset, **dict.fromkeys(PARTS, ()))
+    light = replace(work.dataset, **dict.fromkeys(PARTS, ()))
     pairs = {part: zip("xy", getattr(work.dataset, part), strict=True) for part in PARTS}
     tensors = {f"{part}.{name}": tensor.cpu().contiguous() for part, pair in pairs.items() for name, tensor in pair}
-    with replacing(data) as part:
-        safetensors.torch.save_file(tensors, part)
-    start = work.start and work.start.save(folder / "start.safetensors")
-    yield _Spool(work._replace(dataset=light, start=None), work.dataset.train[0].device, data, start)
-    for path in filter(None, (data, start)):
-        path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".spool-", dir=folder) as spool:
+        data = Path(spool, "data.safetensors")
+        safetensors.torch.save_file(tensors, data)
+        start = work.start and work.start.save(Path(spool, "start.safetensors"))
+        yield _Spool(work._replace(dataset=light, start=None), work.dataset.train[0].device, data, start)
 
 
 def _folder(work: _Work, n: int) -> Path:

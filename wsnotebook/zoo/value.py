@@ -5,6 +5,7 @@ it is loaded, and never unpickled. A zoo may be larger than memory (`memory`).
 """
 
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,9 +58,13 @@ class Zoo:
     def __repr__(self) -> str:
         return f"Zoo({len(self)} x {self.network}, d={self.layout.d}, facts: {', '.join(self.facts)})"
 
+    def to(self, device: str | torch.device) -> "Zoo":
+        """The same networks with their weights on another device."""
+        return replace(self, weights=self.weights.to(device))
+
     def module(self, i: int) -> nn.Module:
-        """Network i as an ordinary module in evaluation mode, with a copy of its weights."""
-        network = self.template(i)
+        """Network i as an ordinary module in evaluation mode, with a copy of its weights, on their device."""
+        network = self.template(i).to(self.weights.device)
         network.load_state_dict(self.layout.unflatten(self.weights[i].clone()), strict=False)
         return network
 
@@ -140,6 +145,7 @@ class Zoo:
         text = {"layout": [list(self.layout.names), self.layout.shapes, list(self.layout.kinds)]}
         text |= {"facts": list(self.facts), "categories": categories}
         text |= {"network": self.network, "provenance": self.provenance}
+        text |= {"crc32": {name: _crc32(tensor) for name, tensor in tensors.items()}}
         header = {"format": FORMAT} | {key: json.dumps(value) for key, value in text.items()}
         with replacing(path) as part:
             safetensors.torch.save_file(tensors, part, header)
@@ -167,6 +173,9 @@ def load(path: str | Path) -> Zoo:
             "is read by zoo.from_checkpoints"
         )
     try:
+        for name, crc32 in json.loads(header.get("crc32", "{}")).items():  # there is none in files of wsnotebook 0.4
+            if _crc32(tensors[name]) != crc32:
+                raise ValueError(f"another checksum of {name}")
         names, shapes, kinds = json.loads(header["layout"])
         layout = Layout(tuple(names), tuple(map(tuple, shapes)), tuple(kinds))
         categories = json.loads(header["categories"])
@@ -188,6 +197,10 @@ def load(path: str | Path) -> Zoo:
         return Zoo(weights, layout, facts, **text)
     except ValueError as error:
         raise ValueError(f"zoo {path}: {error}") from None
+
+
+def _crc32(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().numpy().reshape(-1).view(np.uint8))
 
 
 def concat(zoos: Sequence[Zoo]) -> Zoo:
