@@ -263,6 +263,7 @@ _BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "dat
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
+_MOST = 1 << 28  # bytes: more than any of these unpacks to
 _CIFAR10, _CIFAR100 = "cifar-10-binary.tar.gz", "cifar-100-binary.tar.gz"
 
 _RELEASES = {
@@ -392,15 +393,25 @@ def _contents(name: str, file: _File) -> list[_Content]:
 def _unpacked(path: Path, file: _File) -> list[_Content]:
     packed = path.read_bytes()
     try:
-        data = gzip.decompress(packed)
+        data = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(_MOST + 1)
+        if len(data) > _MOST:
+            raise OSError(f"more than {_MOST:,} bytes are in it")
         if file.place.endswith(".tar.gz"):
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-                parts = {f"{path}/{place}": tar.extractfile(place).read() for place in file.inside}
+                parts = {f"{path}/{place}": _member(tar, place) for place in file.inside}
         else:
             parts = {str(path): data}
     except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError) as error:
         raise _damaged(str(path), f"cannot be unpacked ({error})", f"gzip of {', '.join(file.inside)}") from None
     return _judged(parts, file, _md5(packed) == _MD5[file.place])
+
+
+def _member(tar: tarfile.TarFile, place: str) -> bytes:
+    """The bytes of a plain file: links, folders, devices and files with holes are none of the published archives'."""
+    member = tar.getmember(place)
+    if not member.isreg() or member.issparse():
+        raise tarfile.ReadError(f"{place} is no plain file")
+    return tar.extractfile(member).read()
 
 
 def _judged(parts: dict[str, bytes], file: _File, official: bool = False) -> list[_Content]:
@@ -490,9 +501,11 @@ def _visible(folder: Path) -> list[Path]:
 def _decode(path: Path, shape: tuple[int, int] | None, channels: int | None) -> np.ndarray:
     """(c, h, w) uint8: c as asked, else 1 for a grey image and 3 for any other."""
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened)
+    except Exception as error:  # each of pillow's readers has its own, for content of every kind
         raise ValueError(f"cannot read {path} as an image ({error}): mend it or move it out of the folder") from None
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"{path} has pixels of mode {image.mode}; expected 8 bits a channel: convert it first")

@@ -32,6 +32,9 @@ def compress(options: argparse.Namespace) -> int:
 def decompress(options: argparse.Namespace) -> int:
     """Write the tensors of a compressed file as safetensors."""
     state = codec.decode(options.file.read_bytes(), limit=options.limit)
+    for name, tensor in state.items():
+        if name == "__metadata__" or tensor.dtype is torch.complex128:
+            raise ValueError(f"{options.file}: .safetensors cannot hold a tensor called {name!r} of {tensor.dtype}")
     out = options.out or options.file.with_suffix(".safetensors")
     if out.exists() and not options.out:
         raise FileExistsError(f"{out} exists: say where to write with -o")
@@ -49,7 +52,8 @@ def inspect(options: argparse.Namespace) -> int:
         entries = max(tensor.entries, 1)
         shape, nonzero = " x ".join(map(str, tensor.shape)) or "-", f"{100 * tensor.nonzeros / entries:.1f} %"
         spent = f"{tensor.bits / 8:,.0f}", f"{tensor.bits / entries:.2f}", f"{tensor.entropy / entries:.2f}"
-        rows.append((tensor.name, shape, tensor.dtype, nonzero, str(tensor.distinct or "-"), *spent))
+        name = tensor.name if tensor.name.isprintable() else ascii(tensor.name)  # a terminal obeys some characters
+        rows.append((name, shape, tensor.dtype, nonzero, str(tensor.distinct or "-"), *spent))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]

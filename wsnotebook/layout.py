@@ -20,12 +20,18 @@ class Layout:
     """Names, shapes and kinds of a network's tensors, in flattening order.
 
     Kinds: "weight" (matrices and kernels), "bias", "norm" (scale and shift of normalisation layers), "statistic"
-    (buffers).
+    (buffers). Raises ValueError for parts that do not fit together.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     kinds: tuple[str, ...]
+
+    def __post_init__(self):
+        alike = len({len(self.names), len(self.shapes), len(self.kinds), len(set(self.names))}) == 1
+        sizes = [n for shape in self.shapes for n in shape]
+        if not alike or set(self.kinds) - set(KINDS) or not all(isinstance(n, int) and n >= 0 for n in sizes):
+            raise ValueError(f"no layout: names {self.names}, shapes {self.shapes}, kinds {self.kinds}")
 
     @classmethod
     def of(cls, network: nn.Module, kinds: tuple[str, ...] = KINDS, include: str = "", exclude: str = "") -> "Layout":
@@ -75,7 +81,7 @@ class Layout:
             batch = seen[: len(seen) - len(shape)] if batch is None else batch
             if seen != batch + shape:
                 raise ValueError(f"{name}: shape {seen}, expected {batch + shape}: another architecture?")
-        return torch.cat([state[name].reshape(*batch, -1) for name in self.names], -1)
+        return torch.cat([state[n].reshape(*batch, size) for n, size in zip(self.names, self.sizes, strict=True)], -1)
 
     def unflatten(self, rows: Tensor) -> dict[str, Tensor]:
         """(..., d) -> {name: (..., *shape)}, views of the rows. Raises ValueError when the length differs."""

@@ -14,6 +14,7 @@ import difflib
 import importlib
 import math
 import re
+import sys
 from collections import OrderedDict
 
 import torch
@@ -153,9 +154,11 @@ def initialise(network: nn.Module, init: str) -> None:
 def _own(name: str) -> nn.Module:
     """The network that a user's function makes."""
     module, _, function = name.partition(":")
+    if module.partition(".")[0] in sys.stdlib_module_names:  # a file of weights may bring any name
+        raise ValueError(f"network {name!r}: {module} is Python's own; expected a module of yours, under another name")
     try:
         network = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
             f"network {name!r}: {error}; expected package.module:function, importable from here (PYTHONPATH)"
         ) from None

@@ -202,14 +202,20 @@ def section(mark: str) -> str:
     scale, _, name = mark.partition("/")
     if scale not in figures.SCALES:
         raise ValueError(f"mark {mark!r}: expected one of {', '.join(SECTIONS)}, or <scale>/<notebook>/<name>")
-    metrics = _facts(name, scale)["metrics"]
-    return evaluation.markdown(metrics["columns"], metrics["rows"])
+    try:
+        metrics = _facts(name, scale)["metrics"]
+        return evaluation.markdown(metrics["columns"], metrics["rows"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"mark {mark!r}: no table in its file ({type(error).__name__}: {error}); expected metrics with columns and "
+            "rows of texts"
+        ) from None
 
 
 def written(text: str) -> str:
     """The text with everything between marks brought up to date."""
     for mark in re.findall(r"<!-- end of (.*?) -->", text):
-        marks = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
+        marks = rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- end of {re.escape(mark)} -->)"
         table = section(mark) + "\n"
         text = re.sub(marks, lambda found, table=table: found[1] + table + found[2], text, flags=re.DOTALL)
     return text

@@ -108,7 +108,7 @@ def read(path: Path) -> Notebook:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         text = "".join(next((cell["source"] for cell in cells if cell["cell_type"] == "markdown"), ""))
         tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no notebook: {type(error).__name__}: {error}") from error
     heading = re.search(r"^#+ +(.+)$", text, re.MULTILINE)
     blocks = (block.strip() for block in text[heading.end() :].split("\n\n")) if heading else ()
@@ -124,13 +124,15 @@ def literals(source: str, path: Path) -> dict[str, Any]:
         lines = ast.parse(source).body
     except SyntaxError as error:
         raise ValueError(f"{path}: the parameters cell is not Python: line {error.lineno}: {error.msg}") from error
+    except (ValueError, MemoryError, RecursionError) as error:  # a null character, brackets too deep
+        raise ValueError(f"{path}: the parameters cell is not Python: {error}") from error
     values = {}
     for line in lines:
         target = line.target if isinstance(line, ast.AnnAssign) else getattr(line, "targets", [None])[0]
         try:
             values[target.id] = ast.literal_eval(line.value)
-        except (AttributeError, ValueError) as error:
-            what = ast.unparse(line)
+        except (AttributeError, ValueError, TypeError, RecursionError) as error:
+            what = "\n".join(source.splitlines()[line.lineno - 1 : line.end_lineno])
             raise ValueError(
                 f"{path}: the parameters cell has {what!r}; expected name = literal on each line"
             ) from error
@@ -141,14 +143,12 @@ def parse(text: str) -> Any:
     """A parameter from the command line: a Python literal (1e-3, (1, 2), None), else YAML (true, {a: 1}), else text."""
     import yaml
 
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    for reader in (ast.literal_eval, yaml.safe_load):
+        try:
+            return reader(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, yaml.YAMLError):
+            pass
+    return text
 
 
 def route(notebook: Notebook, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,6 +267,10 @@ def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]
             tuples = isinstance(value, tuple)
             return f"({''.join(f'{cls.translate(v)}, ' for v in value)})" if tuples else super().translate(value)
 
+        @classmethod
+        def translate_dict(cls, value) -> str:  # ... and every key
+            return f"{{{', '.join(f'{cls.translate(k)}: {cls.translate(v)}' for k, v in value.items())}}}"
+
     papermill_translators.register("python", Literals)
     os.environ.update(environment)
     logging.disable()  # how a kernel ended is told by the Run; on Ctrl-C there would be more of it
@@ -274,8 +278,7 @@ def _run(path: Path, parameters: dict, target: Path, environment: dict[str, str]
     part = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")  # papermill writes it anew after every cell
     try:
         papermill.execute_notebook(
-            path,
-            part,
+            *(str(place).replace("{", "{{").replace("}", "}}") for place in (path, part)),  # it formats its paths
             parameters,
             kernel_name="python3",
             language="python",

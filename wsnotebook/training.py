@@ -297,6 +297,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as parts:
+                    _check_size(sum(part.file_size for part in parts.infolist()), path, "what it holds")
             state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # each reader has its own, for content of every kind
         reason = str(error).partition("\n")[0]
@@ -307,7 +310,18 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"checkpoint {path}: holds {type(state).__name__}, expected a state dict {{name: tensor}}")
+    for name, tensor in state.items():
+        _check_size(tensor.nbytes, path, f"checkpoint {path}: {name!r} of shape {tuple(tensor.shape)}")
     return state
+
+
+def _check_size(size: int, path: Path, what: str) -> None:
+    """Raise ValueError for parts of a file that take more than the file: packed, or one number for many."""
+    if size > path.stat().st_size:
+        raise ValueError(
+            f"{what} takes {size:,} bytes, the file {path.stat().st_size:,}: save it by torch.save, unpacked, and a "
+            "tensor that was expanded as its .clone()"
+        )
 
 
 def load_checkpoint(network: nn.Module, path: str | Path) -> None:

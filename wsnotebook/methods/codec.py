@@ -8,7 +8,8 @@ and exponents are coded and mantissas kept; tensors that are not floating are de
     | mantissas | stream of coded bits
 
 Damage at random passes the checksum once in 2^32. A file that was made up with a valid one can give wrong numbers or a
-CodecError, nothing worse: what it announces is checked against `limit` before it is made.
+CodecError, nothing worse: what it announces is checked against `limit` before it is made. Reading a file takes at most
+64 MiB of memory, and 32 times `limit` and the file's size.
 """
 
 import math
@@ -40,12 +41,14 @@ def encode(
 
     quantised: names of the tensors that get a codebook; None: those for which that is smaller. rest: "float16" rounds
     the other floating tensors to that precision first; it is the rounded ones that come back. mode: "context", the
-    small file, or "huffman", for comparison. Raises ValueError for an unknown name or mode, too many values for a
-    codebook, an unusual type, or a number that float16 cannot hold.
+    small file, or "huffman", for comparison. Raises ValueError for an unknown name or mode, too many tensors, or
+    values for a codebook, an unusual type, or a number that float16 cannot hold.
     """
     if rest not in ("float32", "float16") or mode not in MODES:
         raise ValueError(f"rest={rest!r}, mode={mode!r}: expected float32 or float16, and {' or '.join(MODES)}")
     state = network.state_dict() if isinstance(network, nn.Module) else network
+    if len(state) > header.MAX_TENSORS:
+        raise ValueError(f"{len(state):,} tensors: a file holds at most {header.MAX_TENSORS:,}; write several")
     tensors = {name: _checked(name, tensor) for name, tensor in state.items()}
     keys = levels.clustered(tensors, quantised)
     if rest == "float16":
@@ -215,7 +218,7 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.dtype not in header.DTYPES or tensor.layout is not torch.strided:
         what = f"{tensor.dtype}, {tensor.layout}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name}: {what}; expected a dense tensor of {', '.join(str(d)[6:] for d in header.DTYPES)}")
-    return tensor.detach().cpu().resolve_conj()
+    return tensor.detach().cpu().resolve_conj().resolve_neg()
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:

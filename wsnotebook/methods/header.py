@@ -15,6 +15,7 @@ KINDS = ("list", "zero", "multiples")  # of codebooks
 OUTPUTS, INPUTS, GRID, FOLDED = LAYOUTS = range(4)  # what the rows of levels are; folded: as long as we like
 MAX_LEVELS = 4096  # entries of a codebook
 MAX_HEADER = 1 << 22  # bytes
+MAX_TENSORS = 1 << 16  # and no more codebooks: what is said of them takes memory before their names are read
 # Names that deflate has seen before: part of the format.
 NAMES = "in_proj_weight out_proj.weight groups.0.0.bn1.num_batches_tracked bn2.running_var bn1.running_mean"
 NAMES += " shortcut.weight bn1.weight bn1.bias conv1.weight conv1.bias conv2.weight conv2.bias"
@@ -94,6 +95,8 @@ def unpack(data: bytes) -> tuple[list[Entry], list[Codebook]]:
     source = Source(inflated(data, MAX_HEADER))
     entries, books, uses = [], [], []
     tensors, count = source.number(), source.number()
+    if not count <= tensors <= MAX_TENSORS:
+        raise CodecError(f"{tensors} tensors, {count} codebooks; expected at most {MAX_TENSORS}, and no more codebooks")
     for _ in range(count):
         kind, size, centre = (source.number() for _ in range(3))
         stored, kind = _known(kind // 3), KINDS[kind % 3]

@@ -222,8 +222,12 @@ class Bank(nn.Module):
         if header.get("format") != FORMAT:
             raise ValueError(f"bank {path}: its format is {header.get('format')!r}, expected {FORMAT!r}")
         try:
-            bank = cls(networks, Plan.from_dict(json.loads(header.get("plan", "null"))))
-        except ValueError as error:
+            plan = Plan.from_dict(json.loads(header.get("plan", "null")))
+            wanted = {f"templates.{s}": plan.templates[g][r] for s, (g, r) in enumerate(plan.superweights)}
+            if wanted != {name: len(stored[name]) if name in stored else 0 for name in wanted}:
+                raise ValueError(f"the plan has templates {plan.templates}, the file others: damaged")
+            bank = cls(networks, plan)
+        except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
             raise ValueError(f"bank {path}: {error}") from None
         wanted = bank._tensors()
         for name in sorted(wanted.keys() | stored.keys()):

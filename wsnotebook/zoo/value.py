@@ -130,10 +130,15 @@ class Zoo:
         return tuple(self.filter(np.isin(owners, part)) for part in parts)
 
     def save(self, path: str | Path) -> Path:
-        """Write the zoo as one .safetensors file (whole or not at all). Raises OSError when it cannot be written."""
+        """Write the zoo as one .safetensors file (whole or not at all).
+
+        Raises OSError when it cannot be written, ValueError for facts that are neither numbers nor strings.
+        """
         tensors, categories = {"weights": self.weights.contiguous()}, {}
         for name, values in self.facts.items():
-            if values.dtype.kind in "US":
+            if values.dtype.kind not in "biufcU":
+                raise ValueError(f"facts[{name!r}]: type {values.dtype}, expected numbers or strings")
+            if values.dtype.kind == "U":
                 kinds, values = np.unique(values, return_inverse=True)
                 categories[name] = kinds.tolist()
             tensors[f"facts.{name}"] = torch.tensor(values)  # a copy: two facts may be one array
@@ -155,6 +160,7 @@ def load(path: str | Path) -> Zoo:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"zoo {path}: no such file (looked for in {Path.cwd()})")
+    size = path.stat().st_size
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -174,10 +180,18 @@ def load(path: str | Path) -> Zoo:
         layout = Layout(tuple(names), tuple(map(tuple, shapes)), tuple(kinds))
         categories = json.loads(header["categories"])
         facts = {name: tensors[f"facts.{name}"].numpy() for name in json.loads(header["facts"])}
-        facts |= {name: np.asarray(kinds)[facts[name]] for name, kinds in categories.items()}
+        for name, kinds in categories.items():
+            kinds = np.asarray(kinds, dtype=str)
+            if kinds.itemsize * facts[name].size > (1 << 20) + 16 * size:
+                raise ValueError(f"texts of {name} that take much more than the file: {kinds.itemsize} bytes each")
+            facts[name] = kinds[facts[name]]
         text = {key: json.loads(header[key]) for key in ("network", "provenance")}
         weights = tensors["weights"]
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+        if weights.dtype != torch.float32 or (len(weights) and not layout.d):
+            raise ValueError(f"weights of {weights.dtype} in rows of {layout.d}; expected float32, and at least 1")
+        if not isinstance(text["network"], str) or not isinstance(text["provenance"], dict):
+            raise ValueError(f"network {text['network']!r}, provenance {text['provenance']!r}: no text, or no dict")
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"zoo {path}: damaged ({type(error).__name__}: {error})") from None
     try:
         return Zoo(weights, layout, facts, **text)
