@@ -128,7 +128,7 @@ def coordinates(zoo: Zoo, k: int | None = None) -> Coordinates:
 
 
 def _largest(zoo: Zoo, mean: Tensor, learned: Tensor, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """(diagonal (d,), values, columns) of the weights' products, summed over networks: of the largest k + 1, or of all."""
+    """(diagonal (d,), values, columns) of the weights' products, summed over networks: the largest k + 1, or all."""
     d = zoo.layout.d
     products = torch.zeros(d, d, dtype=torch.float64, device=mean.device)
     for some in zoo.blocks():
