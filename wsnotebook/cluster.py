@@ -13,13 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-try:
-    from distributed import Client, WorkerPlugin
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("a scheduler needs Dask: pip install 'wsnotebook[cluster]'") from error
 import torch
 
 import wsnotebook
@@ -33,9 +28,14 @@ WAIT = 10  # seconds for the scheduler to answer
 def connect(address: str) -> Iterator[Executor]:
     """Executor of the Dask scheduler at an address, such as tcp://127.0.0.1:8786.
 
-    Raises ConnectionError where nothing answers or there is no worker, and ValueError for workers that would give other
-    numbers: of several threads, of another version of this package, or that do not see our cache folder.
+    Raises ModuleNotFoundError without Dask, ConnectionError where nothing answers or there is no worker, and ValueError
+    for workers that would give other numbers: of several threads, of another version of this package, or that do not
+    see our cache folder.
     """
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("a scheduler needs Dask: pip install 'wsnotebook[cluster]'") from error
     try:
         client = Client(address, timeout=WAIT)
     except (OSError, ValueError) as error:
@@ -50,30 +50,29 @@ def connect(address: str) -> Iterator[Executor]:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as mark:
             folders = figures.absolute_folders() | {"WSNOTEBOOK_CACHE": str(folder)}
-            client.register_plugin(_Alike(wsnotebook.__version__, folders, mark.name))
+            client.register_plugin(_alike(wsnotebook.__version__, folders, mark.name))
             with client.get_executor(pure=False) as executor:  # equal tasks are not one
                 yield executor
 
 
-@dataclass
-class _Alike(WorkerPlugin):
-    """Makes a worker work as this process does, those that come later too."""
+def _alike(version: str, folders: dict[str, str], mark: str):
+    """Plugin that makes a worker, those that come later too, work as this process does; mark: a file that it sees."""
+    from distributed import WorkerPlugin
 
-    version: str
-    folders: dict[str, str]
-    mark: str  # a file that it should see
+    class Alike(WorkerPlugin):
+        name = "wsnotebook"
 
-    name = "wsnotebook"
+        def setup(self, worker) -> None:
+            if worker.state.nthreads != 1:
+                seen, advice = f"{worker.state.nthreads} threads", "start it with --nthreads 1"
+            elif wsnotebook.__version__ != version:
+                seen, advice = f"wsnotebook {wsnotebook.__version__}, not {version}", "install the same"
+            elif not Path(mark).exists():
+                seen, advice = f"no file {mark}", "set WSNOTEBOOK_CACHE to a folder that all machines share"
+            else:
+                os.environ.update(folders)
+                torch.set_num_threads(1)
+                return
+            raise ValueError(f"worker {worker.address} has {seen}: {advice}")
 
-    def setup(self, worker) -> None:
-        if worker.state.nthreads != 1:
-            seen, advice = f"{worker.state.nthreads} threads", "start it with --nthreads 1"
-        elif wsnotebook.__version__ != self.version:
-            seen, advice = f"wsnotebook {wsnotebook.__version__}, not {self.version}", "install the same"
-        elif not Path(self.mark).exists():
-            seen, advice = f"no file {self.mark}", "set WSNOTEBOOK_CACHE to a folder that all machines share"
-        else:
-            os.environ.update(self.folders)
-            torch.set_num_threads(1)
-            return
-        raise ValueError(f"worker {worker.address} has {seen}: {advice}")
+    return Alike()

@@ -170,14 +170,15 @@ def train(
                     progress.update(sum(map(len, tasks[task])))
     try:
         zoo = concat([load(path) for path in paths])
-    except FileNotFoundError:
+    except FileNotFoundError:  # another process was faster
         if not whole.exists():
             raise
-        return load(whole)  # another process was faster
-    zoo = zoo.filter(np.lexsort((zoo.facts["step"], zoo.facts["model"])))
-    if lost := sorted(set(range(n)) - set(zoo.facts["model"].tolist())):
-        warnings.warn(f"{len(lost)} of {n} networks diverged and are left out: {lost}", RuntimeWarning, stacklevel=2)
-    zoo.save(whole)
+    else:
+        zoo = zoo.filter(np.lexsort((zoo.facts["step"], zoo.facts["model"])))
+        if lost := sorted(set(range(n)) - set(zoo.facts["model"].tolist())):
+            left_out = f"{len(lost)} of {n} networks diverged and are left out: {lost}"
+            warnings.warn(left_out, RuntimeWarning, stacklevel=2)
+        zoo.save(whole)
     for path in paths:
         path.unlink(missing_ok=True)
     return load(whole)
