@@ -52,7 +52,7 @@ clean:  ## remove what make made: .venv, runs, caches
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv \
 		|| { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
-	$(BIN)/python -m pip install -q --no-deps --retries 1 --timeout 15 \
+	$(BIN)/python -m pip install -q --no-compile --no-deps --retries 1 --timeout 15 \
 		--extra-index-url https://download.pytorch.org/whl/cpu -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[lab,test,fast,tune,flow,cluster]"
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[lab,test,fast,tune,flow,cluster]"
 	touch $@
