@@ -17,7 +17,7 @@ figures: $(READY)  ## run every notebook and write figures/ (SCALE=quick|laptop|
 
 # two processes of one thread each; a file stays in one (tests/conftest.py), and the notebooks come first
 test: $(READY)  ## unit tests, notebook lint, notebooks executed; no browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser" -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser" -n 2 --dist loadscope --no-loadscope-reorder
 
 test-browser: $(READY)  ## a notebook driven in JupyterLab and Chromium
 	$(BIN)/python -m pytest -m browser -rs tests/browser

@@ -13,20 +13,10 @@ from wsnotebook import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-ALIKE = {"zoos": ("03", "04", "05", "06", "08", "09"), "files": ("01", "02", "07")}  # a process trains what they share
-
-
-def grouped(path):
-    """A notebook, to be run by the process that has what it needs."""
-    number = path.name[:2]
-    group = next((name for name, numbers in ALIKE.items() if number in numbers), number)
-    return pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(f"notebooks {group}"))
-
-
 pytestmark = [
     pytest.mark.notebooks,
     pytest.mark.timeout(900),
-    pytest.mark.parametrize("path", [grouped(path) for path in PATHS]),
+    pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS]),
 ]
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from wsnotebook import evaluation, runs, zoo
 
-pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(900), pytest.mark.xdist_group("notebooks zoos")]
+pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
