@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SCALE ?= quick
 JOBS ?= 1
 
+unexport PYTHONDONTWRITEBYTECODE  # every notebook and many a test starts a Python, which would compile all it imports
+
 BIN := .venv/bin
 READY := .venv/.installed
 
