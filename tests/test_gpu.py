@@ -5,6 +5,7 @@ The pretended one draws the same random numbers as the CPU, so there results are
 
 from dataclasses import replace
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ from pretended_gpu import Far, pretended_gpu
 from wsnotebook import cornn, evaluation, networks, symmetry, training, zoo
 from wsnotebook.comparisons.compression import restored, stored_bytes
 from wsnotebook.evaluation import score
+from wsnotebook.explorers import interpolation, latent, search, trajectory
+from wsnotebook.explorers import zoo as zoos
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.methods import (
     baselines,
@@ -242,9 +245,10 @@ def test_a_zoo_is_trained(device, few, tmp_path, monkeypatch, network, engine):
         zoo.train(network, data, 2, config, folder=tmp_path / data.train[0].device.type)
         for data in (few.to(device), few)
     )
+    assert there(device, far.weights)
     close(far.weights, near.weights, drawn=True)
     assert far.facts["test_accuracy"].shape == near.facts["test_accuracy"].shape
-    on = zoo.train(network, few.to(device), 4, replace(config, snapshots=()), start=far.to(device), folder=tmp_path)
+    on = zoo.train(network, few.to(device), 4, replace(config, snapshots=()), start=far, folder=tmp_path)
     assert on.facts["parent"].tolist() == far.facts["model"].tolist()
 
 
@@ -548,3 +552,44 @@ def test_the_score_of_a_network_does_not_depend_on_where_it_is(device, few):
     far = score(net.to(device), few.to(device).test)
     assert far.error == pytest.approx(near.error)
     assert far.loss == pytest.approx(near.loss, rel=1e-5)
+
+
+# ---- shown -------------------------------------------------------------------------------------------------------
+
+
+def searched(table, where):
+    fit = mlp_fitting.Config(steps=4, batch=64, check_every=2)
+    sizes = {"depths": (1, 3), "candidates": 50, "restarts": 2, "penalties": (0.01,), "steps": 8, "batch": 64}
+    config = latent_search.Config(**sizes, tuned=2, budgets=(20,), training=fit, tuning=fit)
+    swat = swat_nn.untrained(SWAT, where)
+    return latent_search.search(latent_search.latent(swat), table.to(where), config), table.to(where), swat
+
+
+EXPLORERS = {
+    "zoo": lambda nets, data, where: zoos.Explorer(nets, symmetry.align(nets).zoo),
+    "interpolation": lambda nets, data, where: interpolation.Explorer({"raw": nets}, data.validation),
+    "latent": lambda nets, data, where: latent.Explorer(
+        sane.train(nets, replace(SMALL, iterations=0)), nets, data.validation
+    ),
+    "trajectory": lambda nets, data, where: trajectory.Explorer(ClosedForm(nets), nets, data.validation, n=4),
+    "search": lambda nets, data, where: search.Explorer(*searched(cornn.table(("sphere",)), where)),
+}
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_explorers_show_what_is_there(device, monkeypatch, tmp_path, nets, few, name):
+    monkeypatch.setattr(mlp_fitting, "kernel", None)  # the same way on both
+    last, texts = nets.filter(properties.last_snapshots(nets)), []
+    for where in (device, torch.device("cpu")):
+        shown = EXPLORERS[name](last.to(where), few.to(where), where)
+        texts.append([shown._text()])
+        for control in (control for control in vars(shown).values() if isinstance(control, widgets.ValueWidget)):
+            if hasattr(control, "min"):
+                control.value = control.min
+            elif getattr(control, "options", ()):
+                control.index = (control.index + 1) % len(control.options)
+            texts[-1].append(shown._text())
+        assert shown.figure().axes
+        shown.to_html(tmp_path / "page.html")
+    far, near = texts
+    assert REAL or far == near

@@ -16,7 +16,7 @@ BADGE = re.compile(r"\[!\[[^]]*\]\([^)]*\)\]\(https://colab\.research\.google\.c
 CELL = """from wsnotebook import gallery, session
 
 session.start({notebook!r})
-gallery.EXPLORERS[{name!r}]()"""
+gallery.CARDS[{name!r}].make()"""
 
 
 def write(folder: Path) -> list[Path]:

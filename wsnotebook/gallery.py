@@ -8,7 +8,7 @@ import base64
 import html
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import metadata
@@ -50,68 +50,15 @@ PAGES = "explorers"  # the folder of the pages, beside the index
 
 
 class Card(NamedTuple):
-    """What the index says of an explorer."""
+    """What the index says of an explorer, and how it is made."""
 
     title: str
     question: str  # what it answers
     notebook: str  # where it is at home
-
-
-CARDS = {
-    "mixture": Card(
-        "Mixture",
-        "How does a network's file get small while its weights cluster? Move the epoch.",
-        "01_soft_weight_sharing",
-    ),
-    "sharing": Card(
-        "Sharing",
-        "Which layers of two networks can share one bank of parameters? Move the threshold and the budget.",
-        "02_superweights",
-    ),
-    "zoo": Card(
-        "Zoo",
-        "What does a population of networks look like as it trains? Move the step.",
-        "03_model_zoos",
-    ),
-    "interpolation": Card(
-        "Interpolation",
-        "What lies on the straight line between two networks, before and after alignment? Move along it.",
-        "03_model_zoos",
-    ),
-    "latent": Card(
-        "Latent",
-        "What does an embedding of weights know, and what does it decode to? Walk through it.",
-        "04_sane",
-    ),
-    "search": Card(
-        "Search",
-        "Can architecture and weights be searched together? Replay how a small perceptron is found.",
-        "05_swat_nn",
-    ),
-    "trajectory": Card(
-        "Trajectory",
-        "Does a flow over weights make new networks, or copies? Follow a particle from noise to weights.",
-        "06_weight_flow",
-    ),
-    "compression": Card(
-        "Compression",
-        "Which method makes the smallest file at what error? Go through the files, and see what is in them.",
-        "07_compare_compression",
-    ),
-    "front": Card(
-        "Front",
-        "Which settings give the smallest file at an allowed loss? Go along the front of a search.",
-        "10_tune_compression",
-    ),
-}
+    make: Callable[[], Displayed]  # anew, or from what the cache keeps
 
 
 # ---- small results ---------------------------------------------------------------------------------------------------
-
-
-def explorers() -> Iterator[tuple[str, Displayed]]:
-    """Each name in CARDS with its explorer, as its result is made or found in the cache."""
-    return ((name, make()) for name, make in EXPLORERS.items())
 
 
 @cache
@@ -191,17 +138,67 @@ def _front() -> Displayed:
     return front.Explorer(trials, load, asked.allowance)
 
 
-EXPLORERS = {  # how each is made, or found in the cache
-    "mixture": _mixture,
-    "sharing": _sharing,
-    "zoo": _zoo,
-    "interpolation": _interpolation,
-    "latent": _latent,
-    "search": _search,
-    "trajectory": _trajectory,
-    "compression": _compression,
-    "front": _front,
+CARDS = {
+    "mixture": Card(
+        "Mixture",
+        "How does a network's file get small while its weights cluster? Move the epoch.",
+        "01_soft_weight_sharing",
+        _mixture,
+    ),
+    "sharing": Card(
+        "Sharing",
+        "Which layers of two networks can share one bank of parameters? Move the threshold and the budget.",
+        "02_superweights",
+        _sharing,
+    ),
+    "zoo": Card(
+        "Zoo",
+        "What does a population of networks look like as it trains? Move the step.",
+        "03_model_zoos",
+        _zoo,
+    ),
+    "interpolation": Card(
+        "Interpolation",
+        "What lies on the straight line between two networks, before and after alignment? Move along it.",
+        "03_model_zoos",
+        _interpolation,
+    ),
+    "latent": Card(
+        "Latent",
+        "What does an embedding of weights know, and what does it decode to? Walk through it.",
+        "04_sane",
+        _latent,
+    ),
+    "search": Card(
+        "Search",
+        "Can architecture and weights be searched together? Replay how a small perceptron is found.",
+        "05_swat_nn",
+        _search,
+    ),
+    "trajectory": Card(
+        "Trajectory",
+        "Does a flow over weights make new networks, or copies? Follow a particle from noise to weights.",
+        "06_weight_flow",
+        _trajectory,
+    ),
+    "compression": Card(
+        "Compression",
+        "Which method makes the smallest file at what error? Go through the files, and see what is in them.",
+        "07_compare_compression",
+        _compression,
+    ),
+    "front": Card(
+        "Front",
+        "Which settings give the smallest file at an allowed loss? Go along the front of a search.",
+        "10_tune_compression",
+        _front,
+    ),
 }
+
+
+def explorers() -> Iterator[tuple[str, Displayed]]:
+    """Each name in CARDS with its explorer, as its result is made or found in the cache."""
+    return ((name, card.make()) for name, card in CARDS.items())
 
 
 # ---- the pages -------------------------------------------------------------------------------------------------------

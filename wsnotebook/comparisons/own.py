@@ -15,9 +15,9 @@ SCORED = zoo.Config().scored  # training rows, the first, that a training accura
 def load(path: str | Path, network: str, dataset: Dataset) -> Zoo:
     """The networks of a zoo's .safetensors file, or of a folder's checkpoints, and what each does on the dataset.
 
-    network: the architecture of a folder's checkpoints, as `networks.build` takes it (your own:
-    package.module:function); a zoo's file names its own. Facts, measured where they are absent: accuracies (%) and
-    losses (nats) of train (its first 5,000 rows), validation and test, and gap (train minus test accuracy).
+    They are on the dataset's device. network: the architecture of a folder's checkpoints, as `networks.build` takes it
+    (your own: package.module:function); a zoo's file names its own. Facts, measured where they are absent: accuracies
+    (%) and losses (nats) of train (its first 5,000 rows), validation and test, and gap (train minus test accuracy).
     Raises FileNotFoundError for a path that is not there, and ValueError for a folder without `network`, networks that
     do not take the data, and what `zoo.load` and `zoo.from_checkpoints` do.
     """
@@ -32,7 +32,7 @@ def load(path: str | Path, network: str, dataset: Dataset) -> Zoo:
         nets = zoo.from_checkpoints(path, network, classes=dataset.outputs, channels=channels)
     else:
         nets = zoo.load(path)
-    return measured(nets, dataset)
+    return measured(nets.to(dataset.train[0].device), dataset)
 
 
 def measured(nets: Zoo, dataset: Dataset) -> Zoo:

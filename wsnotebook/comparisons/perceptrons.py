@@ -37,7 +37,7 @@ def trained(form: Form, start: Parts, table: Table, steps: Sequence[int], config
     )
     found = [fit(form, start, train, validation, replace(config, steps=k)).parts for k in steps]
     fvu = torch.cat([errors(form, parts, test) for parts in found]) / table.test[1].var(correction=0)
-    facts = {"model": np.tile(np.arange(n), len(steps)), "step": np.repeat(steps, n), "fvu": fvu.numpy()}
+    facts = {"model": np.tile(np.arange(n), len(steps)), "step": np.repeat(steps, n), "fvu": fvu.cpu().numpy()}
     zoo = to_zoo(form, concat(found), **facts)
     return Networks(zoo, ordered(zoo))
 

@@ -80,7 +80,7 @@ class Explorer(Displayed):
             raise ValueError(f"fact {fact!r} is of strings; expected one of numbers, for a probe to have a gradient")
         rows = np.linspace(0, len(split[0]) - 1, min(len(split[0]), ROWS)).round().astype(int)
         self.split = tuple(part[torch.from_numpy(rows)] for part in split)
-        latents = embedder.embed(zoo)  # (n, r, z)
+        latents = embedder.embed(zoo).cpu()  # (n, r, z)
         self._shape, self.latents = latents.shape[1:], latents.flatten(1)  # (n, r z)
         self.probe = probe(self.latents, zoo, {fact: Target(fact)}, seeds=[0])[fact]
         pca = PCA(min(AXES, len(zoo) - 1), svd_solver="arpack", random_state=0).fit(self.latents.double().numpy())
@@ -211,10 +211,8 @@ class Explorer(Displayed):
 
     def _decoded(self, direction: str) -> Found:
         latents, far, unit = self._way(direction)
-        start = self.zoo.filter([self.start.value])
-        networks = self.embedder.decode(
-            latents.unflatten(1, self._shape), self.zoo.filter([self.start.value] * len(far))
-        )
+        start, z = self.zoo.filter([self.start.value]), latents.unflatten(1, self._shape).to(self.zoo.weights.device)
+        networks = self.embedder.decode(z, self.zoo.filter([self.start.value] * len(far)))
         if self.recalibrate is not None:
             networks = evaluation.recalibrated(networks, self.recalibrate)
         report, near = evaluation.report(networks, self.split), evaluation.nearest(networks, self.zoo)
@@ -327,12 +325,12 @@ class Explorer(Displayed):
         own = decoded[k].flatten(1)
         gap = own - self._tensor(self.zoo.filter([found.walk.nearest[k]]), self.layer.value)[0].flatten(1)
         limit = max(float(decoded[REACH].abs().max()), np.finfo(np.float32).tiny)
-        images = [pictures.weight_picture(part.numpy(), limit) for part in (own, gap)]
+        images = [pictures.weight_picture(part.cpu().numpy(), limit) for part in (own, gap)]
         if shape := self._filter_shape():
             filters = self._tensor(found.networks, self.layer.options[0])[[k, REACH]].reshape(2, *shape).mean(2)
             order = filters[1].square().sum((1, 2)).argsort(descending=True, stable=True)[:FILTERS]
             limit = max(float(filters[1].abs().max()), np.finfo(np.float32).tiny)
-            images.insert(0, filter_strip(filters[0, order].numpy(), limit))
+            images.insert(0, filter_strip(filters[0, order].cpu().numpy(), limit))
         return images
 
     def _tensor(self, networks: Zoo, name: str) -> Tensor:

@@ -71,8 +71,8 @@ class Explorer(Displayed):
             raise ValueError("found: has no frames to replay; search with steps=1 and tuned=1, or more")
         if swat and swat.config.form != form:
             raise ValueError(f"swat: of {swat.config.form}, expected {form} as the networks that were found")
-        self.found, self.table, self.swat = found, table, swat
-        x = torch.cat([part[0] for part in (table.train, table.validation, table.test)])  # (m, 2)
+        self.found, self.table, self.swat = found, table.to("cpu"), swat
+        x = torch.cat([part[0] for part in (self.table.train, self.table.validation, self.table.test)])  # (m, 2)
         self.grid = [torch.linspace(low, high, GRID) for low, high in zip(x.amin(0), x.amax(0), strict=True)]
         self._inputs = torch.cartesian_prod(*self.grid[::-1]).flip(1)  # (g g, 2): row y, column x
         self._true = self._interpolated(x)
@@ -214,10 +214,11 @@ class Explorer(Displayed):
         """Plain networks at these shares (p,) of a way; None: the one that is chosen."""
         way = way or self._chosen_way()
         share = torch.as_tensor(far, dtype=torch.float32)
-        z = torch.lerp(*(self._embedded(row) for row in way[:2]), share[:, None, None])
+        start, end = (self._embedded(row) for row in way[:2])
+        z = torch.lerp(start, end, share[:, None, None].to(start.device))
         depth = self.found.parts.depth[list(way[:2])][(share > 0.5).long()]
         depth = depth if way.depth == NEARER else torch.full_like(depth, way.depth)
-        return hardened(self.found.form, self.swat.decode(z, depth), self.found.config.threshold)
+        return hardened(self.found.form, self.swat.decode(z, depth.to(z.device)).to("cpu"), self.found.config.threshold)
 
     def _chosen_way(self) -> "Way":
         return Way(self.start.value, self.end.value, self.depth.value)

@@ -382,7 +382,7 @@ def _places(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def _checked(name: str, x: np.ndarray | Tensor, zoo: Zoo, f: int | None = None) -> np.ndarray:
-    x = np.asarray(x, dtype=float)
+    x = np.asarray(x.cpu() if torch.is_tensor(x) else x, dtype=float)
     if x.ndim != 2 or len(x) != len(zoo) or x.shape[1] != (f or x.shape[1]) or not x.size:
         raise ValueError(f"{name}: features of shape {x.shape}, expected ({len(zoo)}, {f or 'f'}), a row a network")
     bad = np.argwhere(~np.isfinite(x))

@@ -33,14 +33,14 @@ def weights(entry) -> Weights:
     shown, none = entry.shown, np.empty(0)
     if hasattr(shown, "mixtures"):
         f = mixture.frame(shown)
-        centres = np.unique(np.concatenate([b.numpy() for b in shown.compressed.clustered.codebooks.values()]))
+        centres = np.unique(np.concatenate([b.cpu().numpy() for b in shown.compressed.clustered.codebooks.values()]))
         return Weights(f.edges, f.counts, f.grid, f.components.sum(0), centres)
     layout = Layout.of(entry.model, kinds=("weight",))
     values = layout.flatten(entry.model.state_dict()).detach().cpu().numpy().astype(float)
     limit = 1.04 * max(float(np.abs(values).max()), 1e-6)
     edges = np.linspace(-limit, limit, mixture.BINS + 1)
     books = shown.clustered.codebooks.values() if hasattr(shown, "clustered") else []
-    centres = np.unique(np.concatenate([b.numpy() for b in books])) if books else none
+    centres = np.unique(np.concatenate([b.cpu().numpy() for b in books])) if books else none
     return Weights(edges, np.histogram(values, edges)[0], none, none, centres)
 
 

@@ -47,14 +47,14 @@ class Projection(NamedTuple):
 
     def __call__(self, z: Tensor) -> np.ndarray:
         """Coordinates (..., k) -> (..., 2) float64."""
-        return (z.numpy().astype(float) - self.mean) @ self.directions
+        return (z.cpu().numpy().astype(float) - self.mean) @ self.directions
 
 
 def projection(landmarks: Tensor) -> Projection:
     """Of training networks' coordinates (m, k). Raises ValueError for fewer than two."""
     if len(landmarks) < 2:
         raise ValueError(f"landmarks: {len(landmarks)} rows, expected at least two training networks")
-    z = landmarks.numpy().astype(float)
+    z = landmarks.cpu().numpy().astype(float)
     _, values, directions = np.linalg.svd(z - z.mean(0), full_matrices=False)
     shares = 100 * values**2 / max((values**2).sum(), np.finfo(float).tiny)
     first = np.zeros((z.shape[1], 2))

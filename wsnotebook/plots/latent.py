@@ -159,7 +159,7 @@ def token_layout(of) -> Figure:
 
 def _panels(of: Tokens, embedder) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """{title: (image (h, w, 3), layer (h,) of each of its rows if these are rows of weights)}."""
-    rows, layer = _row_entries(of), of.rows[:, 0].numpy()
+    rows, layer = _row_entries(of), of.rows[:, 0].cpu().numpy()
     owner = np.empty(len(of.places), int)  # the row of each entry
     owner[rows[rows >= 0]] = np.nonzero(rows >= 0)[0]
     colours = PAINTS[layer[owner] % len(PAINTS)]
@@ -184,7 +184,7 @@ def _row_entries(of: Tokens) -> np.ndarray:
     parts = [block.of(every)[0] for block in of.blocks]  # (rows, columns) each
     most = max(part.shape[1] for part in parts)
     table = torch.cat([F.pad(part, (0, most - part.shape[1]), value=-1) for part in parts])
-    return table[of.window(0, len(of)).rows.argsort()].numpy()
+    return table[of.window(0, len(of)).rows.argsort().cpu()].numpy()
 
 
 def _token_entries(of: Tokens) -> np.ndarray:
@@ -201,8 +201,8 @@ def _painted(entries: np.ndarray, colours: np.ndarray, rest: str = PADDING) -> n
 
 def _signed(values: Tensor, reference: Tensor) -> np.ndarray:
     """Blue below zero, red above, as strong as most of the reference: (..., 3)."""
-    limit = max(float(np.quantile(np.abs(reference.numpy()), 0.98)), np.finfo(np.float32).tiny)
-    return matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * values.numpy() / limit)[..., :3]
+    limit = max(float(np.quantile(np.abs(reference.cpu().numpy()), 0.98)), np.finfo(np.float32).tiny)
+    return matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * values.cpu().numpy() / limit)[..., :3]
 
 
 def _name_positions(axes, of: Tokens) -> None:

@@ -76,7 +76,7 @@ def frame(result, epoch: int = -1, layer: str | None = None) -> Frame:
         raise ValueError(f"epoch={epoch}: the result has epochs 0 to {rows - 1} (or -1 for the last)")
     epoch %= rows
     chosen = _chosen(result, layer)
-    trace = result.trace.numpy()[:, chosen].astype(float)
+    trace = result.trace.cpu().numpy()[:, chosen].astype(float)
     share = _shares(result)[chosen]
     limit = 1.04 * np.abs(trace).max()
     edges = np.linspace(-limit, limit, BINS + 1)
@@ -92,7 +92,7 @@ def frame(result, epoch: int = -1, layer: str | None = None) -> Frame:
 def top(result, layer: str | None = None) -> float:
     """The tallest bar or curve over all epochs: a counts axis that ends here suits every epoch."""
     chosen = _chosen(result, layer)
-    trace, share = result.trace.numpy()[:, chosen].astype(float), _shares(result)[chosen]
+    trace, share = result.trace.cpu().numpy()[:, chosen].astype(float), _shares(result)[chosen]
     limit = 1.04 * np.abs(trace).max()
     width = 2 * limit / BINS
     bins = np.minimum(((trace + limit) / width).astype(int), BINS - 1) + BINS * np.arange(len(trace))[:, None]
@@ -108,7 +108,7 @@ def _chosen(result, layer: str | None) -> np.ndarray:
     names = result.layout.names
     if layer is not None and layer not in names:
         raise ValueError(f"layer={layer!r}: the clustered tensors are {', '.join(names)} (or None for all)")
-    index = result.sample_layer.numpy()
+    index = result.sample_layer.cpu().numpy()
     return np.full(len(index), True) if layer is None else index == names.index(layer)
 
 
@@ -119,13 +119,13 @@ def _mixtures(result, layer: str | None) -> tuple:
 
 def _shares(result) -> np.ndarray:
     """(m,) how many of the network's weights each followed one stands for."""
-    index = result.sample_layer.numpy()
+    index = result.sample_layer.cpu().numpy()
     return (np.array(result.layout.sizes) / np.bincount(index))[index]
 
 
 def _numbers(mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """means, sigmas, pis, (J,) each."""
-    return tuple(part.detach().cpu().double().numpy() for part in (mixture.means, mixture.sigmas, mixture.pis))
+    return tuple(part.detach().cpu().double().cpu().numpy() for part in (mixture.means, mixture.sigmas, mixture.pis))
 
 
 def _expected(means, sigmas, pis, x, width) -> np.ndarray:

@@ -177,7 +177,7 @@ def swat_training(history: Mapping) -> Figure:
 @styled
 def depth_report(report) -> Figure:
     """Median FVU of networks of each depth (rows) decoded at each depth (columns), and hardened; of `Swat.report`."""
-    table = report.table().numpy()
+    table = report.table().cpu().numpy()
     depths = range(1, len(table) + 1)
     plain = [report.plain[report.depth == d] for d in depths]
     plain = np.array([float(part.median()) if len(part) else np.nan for part in plain])
@@ -215,7 +215,7 @@ def compression(outputs: Mapping, curves: Mapping) -> Figure:
     panels = figure.subplots(down, across, squeeze=False)
     *scatters, last = panels.flat[: len(outputs) + 1]
     for axes, (label, pair) in zip(scatters, outputs.items(), strict=True):
-        target, output = (np.ravel(torch.as_tensor(values).numpy()).astype(float) for values in pair)
+        target, output = (np.ravel(torch.as_tensor(values).cpu().numpy()).astype(float) for values in pair)
         ends = [min(target.min(), output.min()), max(target.max(), output.max())]
         axes.plot(ends, ends, color=INK, lw=0.9, ls=":")
         axes.plot(target, output, ".", color=BELOW, ms=3, mew=0, alpha=0.5, rasterized=True)

@@ -63,7 +63,7 @@ def embedding(weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"weights: {n} rows, expected at least two networks to compare")
 
     def centred(block: Tensor) -> np.ndarray:
-        return (block - block.mean(0, dtype=torch.float64)).numpy()
+        return (block - block.mean(0, dtype=torch.float64)).cpu().numpy()
 
     blocks = weights.detach().cpu().split(max(1, BLOCK // n), dim=1)
     if n <= d:

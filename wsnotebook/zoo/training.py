@@ -115,7 +115,7 @@ def train(
     shard: int = engines.GROUP,
     executor: Executor | None = None,
 ) -> Zoo:
-    """Train n networks of this name (or package.module:function) on dataset.train; choose nothing.
+    """Train n networks of this name (or package.module:function) on dataset.train, on its device; choose nothing.
 
     start: n networks of the same architecture to train on from, instead of fresh ones; their weights, activations and
     order of rows are taken, and fact "parent" is their fact "model".
@@ -142,14 +142,14 @@ def train(
     shortest = steps * min(config.choices("epochs"))
     if config.snapshots and config.snapshots[-1] > shortest:
         raise ValueError(f"snapshots: step {config.snapshots[-1]} is after the last step, {shortest}")
-    template = _build(network, dataset, models[0])
+    template, device = _build(network, dataset, models[0]), dataset.train[0].device
     _frozen(template, config)
-    engine = engines.choose(template, dataset.train[0].device.type)
+    engine = engines.choose(template, device.type)
     work = _Work(network, dataset, config, engine, start)
     folder = Path(folder) if folder else _folder(work, n)
     whole = folder / "zoo.safetensors"
     if whole.exists():
-        return load(whole)
+        return load(whole).to(device)
 
     size = 1 if engine == "single" else engines.GROUP
     groups = list(_groups(models, size))
@@ -181,7 +181,7 @@ def train(
         zoo.save(whole)
     for path in paths:
         path.unlink(missing_ok=True)
-    return load(whole)
+    return load(whole).to(device)
 
 
 class _Work(NamedTuple):
