@@ -110,7 +110,7 @@ def train(network: nn.Module, dataset: Dataset, config: Config, *, keep: bool = 
         if criterion < best[0] or epoch == 0:
             best = (criterion, epoch, copy.deepcopy(network.state_dict()))
         unit = "loss {:.4g}" if dataset.regression else "error {:.2f} %"
-        progress.set_postfix_str(f"validation {unit.format(criterion)}")
+        progress.set_postfix_str(f"validation {unit.format(criterion)}", refresh=False)
         parts = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
         save_kept(path, parts | {"best": best, "spent": history["cpu_seconds"][-1]})
 
@@ -237,8 +237,8 @@ def run_to_end(run, path: Path | None, description: str, shown: str = "loss") ->
             while run.iteration < last:
                 before = run.iteration
                 run.train_chunk()
+                progress.set_postfix_str(f"{shown.replace('_', ' ')} {run.history[shown][-1]:.3f}", refresh=False)
                 progress.update(run.iteration - before)
-                progress.set_postfix_str(f"{shown.replace('_', ' ')} {run.history[shown][-1]:.3f}")
                 if path and (run.iteration == last or time.monotonic() - kept > KEEP_EVERY):
                     save_kept(path, run.state())
                     kept = time.monotonic()

@@ -1,4 +1,4 @@
-"""An explorer's page of the app in a real Voila and a real Chromium: keys and clicks change what is drawn.
+"""Pages of the app in a real Voila and a real Chromium: an explorer whose keys and clicks change it, and the tour.
 
 The screenshot is kept in runs/screenshots/.
 """
@@ -25,30 +25,37 @@ SERVE = "from pathlib import Path; from wsnotebook import app; app.serve(Path(),
 
 
 @pytest.fixture(scope="module")
-def voila(tmp_path_factory):
-    """Address of the app on a folder with one page."""
+def visit(tmp_path_factory, chromium):
+    """A function: the page of this name, with so many plots drawn. The app has one page more than its own."""
     folder = tmp_path_factory.mktemp("app")
-    nbformat.write(app.page("Zoo explorer", "Move the step.", CELL), folder / "zoo_explorer.ipynb")
+    app.write(folder)
+    nbformat.write(app.page("Small zoo", "Move the step.", CELL), folder / "small_zoo.ipynb")
     environment = os.environ | {"WSNOTEBOOK_CACHE": str(folder / "cache")}
+
+    def visited(name, plots):
+        page = new_page(chromium)
+        page.route(re.compile("^https:"), lambda route: route.fulfill(body=""))  # Voila asks for a font
+        listen(page)
+        page.goto(address)
+        page.goto(address + page.get_by_role("link", name=name).get_attribute("href"))
+        drawn = "plots => document.querySelectorAll('.js-plotly-plot:has(.main-svg)').length >= plots"
+        page.wait_for_function(drawn, arg=plots)
+        page.wait_for_timeout(1000)
+        return page
+
     with served(lambda port: [sys.executable, "-c", SERVE.format(port)], folder, environment) as address:
-        yield address
+        yield visited
 
 
 @pytest.fixture(scope="module")
-def page(voila, chromium):
-    page = new_page(chromium)
-    page.route(re.compile("^https:"), lambda route: route.fulfill(body=""))  # Voila asks for a font
-    listen(page)
-    page.goto(voila)
-    page.goto(voila + page.get_by_role("link", name="zoo_explorer").get_attribute("href"))
-    page.wait_for_selector(".js-plotly-plot .main-svg")
-    page.wait_for_timeout(1000)
+def page(visit):
+    page = visit("small_zoo", plots=1)
     yield page
     page.close()
 
 
 def test_it_shows_title_and_explorer_but_no_code(page):
-    assert page.get_by_role("heading", name="Zoo explorer").is_visible()
+    assert page.get_by_role("heading", name="Small zoo").is_visible()
     assert "zoo.train" not in page.content()
     assert "Error" not in page.locator("body").inner_text()
 
@@ -69,3 +76,14 @@ def test_a_click_chooses_a_network(page):
 
 def test_the_console_has_no_error(page):
     assert page.errors == []
+
+
+def test_the_tour_shows_all_its_explorers_and_no_error(visit):
+    page = visit("00_start_here", plots=6)
+    text = page.locator("body").inner_text()
+    assert page.get_by_role("heading", name="Start here").is_visible()
+    assert "times smaller" in text
+    assert not re.search(r"Error\b|Traceback", text)
+    assert page.errors == []
+    page.screenshot(path=driving.SCREENSHOTS / "voila_tour.png", full_page=True)
+    page.close()

@@ -58,7 +58,9 @@ class Run:
             with tqdm(range(done, last + 1), desc=description, unit="epoch", leave=False) as progress:
                 for epoch in progress:
                     self.train_epoch(epoch)
-                    progress.set_postfix_str(f"validation error {self.history['validation_error'][-1]:.2f} %")
+                    progress.set_postfix_str(
+                        f"validation error {self.history['validation_error'][-1]:.2f} %", refresh=False
+                    )
                     save_kept(path, self.state())
         except KeyboardInterrupt:
             return False
