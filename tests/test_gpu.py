@@ -11,7 +11,8 @@ import pytest
 import torch
 from pretended_gpu import Far, pretended_gpu
 
-from wsnotebook import cornn, evaluation, networks, symmetry, training, zoo
+from wsnotebook import cornn, evaluation, networks, plots, symmetry, training, zoo
+from wsnotebook.comparisons import perceptron_samples, perceptrons
 from wsnotebook.comparisons.compression import restored, stored_bytes
 from wsnotebook.evaluation import score
 from wsnotebook.explorers import interpolation, latent, search, trajectory
@@ -398,6 +399,7 @@ def test_what_sane_embeds_and_samples(device, nets, few, wider):
         drawn += [latent_sampling.sample(model.transferred(other), other, 3, spread=spread)]
         drawn += [latent_sampling.bootstrapped(model, own, 4, 2, data.validation, 2, x=data.train[0])]
         assert all(there(own.weights.device, made.weights) for made in drawn)
+        assert plots.token_layout(model).axes
         assert there(own.weights.device, model.tokens.mask)
         numbers = [model.embed(own), *(made.weights for made in drawn)]
         numbers += [*properties.features(own, {"SANE": model}).values()]
@@ -552,6 +554,22 @@ def test_the_score_of_a_network_does_not_depend_on_where_it_is(device, few):
     far = score(net.to(device), few.to(device).test)
     assert far.error == pytest.approx(near.error)
     assert far.loss == pytest.approx(near.loss, rel=1e-5)
+
+
+def test_searched_perceptrons_beside_other_ways(device, monkeypatch):
+    monkeypatch.setattr(mlp_fitting, "kernel", None)  # the same way on both
+    how, results = mlp_fitting.Config(steps=4, batch=64, check_every=2), []
+    for where in (device, torch.device("cpu")):
+        found, table, swat = searched(cornn.table(("sphere",)), where)
+        made = perceptron_samples.compare(swat, found, "sphere", table, 3, how)
+        small = perceptrons.trained(FORM, drawn(6), table, (2, 4), how)
+        moved = perceptrons.twins(small)
+        zoos = small.aligned, moved.moved.aligned, moved.again
+        assert all(there(where, zoo.weights) for zoo in zoos)
+        latents = [way.of(small) for way in perceptrons.of_swat("SWAT-NN", swat)]
+        results.append([*(one.fitted for one in made), *(zoo.weights for zoo in zoos), *latents])
+    for seen, wanted in zip(*results, strict=True):
+        close(seen, wanted)
 
 
 # ---- shown -------------------------------------------------------------------------------------------------------

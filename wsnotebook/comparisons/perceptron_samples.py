@@ -38,7 +38,7 @@ def compare(
     depth = found.parts.depth[rows].mode().values
     form, own = found.form, canonical(found.form, found.parts.take(rows[found.parts.depth[rows] == depth]))
     generator = torch.Generator().manual_seed(seed)
-    z, numbers, depths = swat.embed(own), to_rows(form, own), depth.expand(n)
+    z, numbers, depths = swat.embed(own).cpu(), to_rows(form, own), depth.expand(n)
 
     def spread(points: Tensor) -> Tensor:
         return torch.randn(n, *points.shape[1:], generator=generator) * points.std(0)
@@ -55,7 +55,7 @@ def compare(
         "Gaussian, weight by weight": from_rows(form, numbers.mean(0) + spread(numbers), depths),
         "from scratch": _drawn(form, int(depth), n, generator),
     }
-    plain = {"as searched": own} | {method: hardened(form, parts) for method, parts in made.items()}
+    plain = {"as searched": own} | {method: hardened(form, parts.to("cpu")) for method, parts in made.items()}
     k = table.names.index(function)
     unit = numbers.flatten(1).norm(dim=1).median()
     return [
@@ -82,10 +82,10 @@ def _nearest(form: Form, parts: Parts, own: Parts, itself: bool) -> Tensor:
 
 def _unexplained(form: Form, parts: Parts, table: Table, k: int, config: mlp_fitting.Config) -> tuple[Tensor, Tensor]:
     """FVU of networks on function k's test rows, before and after training."""
-    n = len(parts.depth)
+    n, parts = len(parts.depth), parts.to(table.test[0].device)
     train, validation, test = (
         (x, y[:, k, None, None].expand(-1, n, 1)) for x, y in (table.train, table.validation, table.test)
     )
     after = mlp_fitting.fit(form, parts, train, validation, config).parts
     variance = test[1][:, 0].var(correction=0)
-    return tuple(mlp_fitting.errors(form, each, test) / variance for each in (parts, after))
+    return tuple((mlp_fitting.errors(form, each, test) / variance).cpu() for each in (parts, after))

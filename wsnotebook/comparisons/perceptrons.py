@@ -31,7 +31,7 @@ def trained(form: Form, start: Parts, table: Table, steps: Sequence[int], config
     """
     if len(table.names) != 1:
         raise ValueError(f"table: functions {', '.join(table.names)}; expected one, whose errors can be compared")
-    n = len(start.depth)
+    n, start = len(start.depth), start.to(table.test[0].device)
     train, validation, test = (
         (x, y[..., None].expand(-1, n, -1)) for x, y in (table.train, table.validation, table.test)
     )
@@ -54,7 +54,8 @@ def twins(networks: Networks, seed: int = 0) -> Twins:
     def moved(zoo: Zoo) -> Zoo:
         form, parts = from_zoo(zoo)
         orders, signs = random_orders(form, len(zoo), torch.Generator().manual_seed(seed))
-        return to_zoo(form, permuted(form, parts, orders, signs), **zoo.facts)
+        there = (moves.to(zoo.weights.device) for moves in (orders, signs))
+        return to_zoo(form, permuted(form, parts, *there), **zoo.facts)
 
     shuffled = Networks(*map(moved, networks))
     started = time.process_time()

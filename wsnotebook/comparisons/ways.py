@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from wsnotebook import symmetry
@@ -65,7 +66,8 @@ class Representation:
 
     def of(self, networks: Networks) -> np.ndarray:
         """(n, f) float64."""
-        return np.asarray(self.features(networks.aligned if self.aligned else networks.raw), dtype=float)
+        found = self.features(networks.aligned if self.aligned else networks.raw)
+        return np.asarray(found.cpu() if torch.is_tensor(found) else found, dtype=float)
 
 
 def of_weights(seen: Networks, k: int) -> list[Representation]:

@@ -77,7 +77,7 @@ class Explorer(Displayed):
         self._inputs = torch.cartesian_prod(*self.grid[::-1]).flip(1)  # (g g, 2): row y, column x
         self._true = self._interpolated(x)
         self._replay = lru_cache(32)(self._replayed)
-        self._embedded = lru_cache(32)(lambda row: swat.embed(found.parts.take([row])))  # (1, H, z)
+        self._embedded = lru_cache(32)(lambda row: swat.embed(found.parts.take([row])).cpu())  # (1, H, z)
         self._walked = lru_cache(1)(lambda way: self._scored(self.decoded(np.linspace(0, 1, PLACES), way), way))
         self.mode = buttons("show", (REPLAY, WALK))
         self.function = chooser("function", list(found.names), found.names[0])
@@ -214,11 +214,10 @@ class Explorer(Displayed):
         """Plain networks at these shares (p,) of a way; None: the one that is chosen."""
         way = way or self._chosen_way()
         share = torch.as_tensor(far, dtype=torch.float32)
-        start, end = (self._embedded(row) for row in way[:2])
-        z = torch.lerp(start, end, share[:, None, None].to(start.device))
+        z = torch.lerp(*(self._embedded(row) for row in way[:2]), share[:, None, None])
         depth = self.found.parts.depth[list(way[:2])][(share > 0.5).long()]
         depth = depth if way.depth == NEARER else torch.full_like(depth, way.depth)
-        return hardened(self.found.form, self.swat.decode(z, depth.to(z.device)).to("cpu"), self.found.config.threshold)
+        return hardened(self.found.form, self.swat.decode(z, depth).to("cpu"), self.found.config.threshold)
 
     def _chosen_way(self) -> "Way":
         return Way(self.start.value, self.end.value, self.depth.value)

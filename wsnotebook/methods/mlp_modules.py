@@ -165,8 +165,9 @@ def from_zoo(zoo: Zoo) -> tuple[Form, Parts]:
         raise ValueError(f"zoo: {zoo!r} has no form or fact depth; expected one made by mlp_modules.to_zoo")
     form = Form(**zoo.provenance["form"] | {"activations": tuple(zoo.provenance["form"]["activations"])})
     depth, state, W = torch.from_numpy(zoo.facts["depth"]), zoo.layout.unflatten(zoo.weights), form.width
+    depth = depth.to(zoo.weights.device)
     parts, real = empty(form, depth), used(form, depth)
-    places = torch.tensor([[*UNITS].index(name) for name in form.activations])
+    places = torch.tensor([[*UNITS].index(name) for name in form.activations], device=depth.device)
     for layer in range(form.depth + 1):
         weight = state[f"fc{layer + 1}.weight"]
         parts.weights[:, layer, : weight.shape[1], : weight.shape[2]] = weight

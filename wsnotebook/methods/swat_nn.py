@@ -145,6 +145,7 @@ class Swat:
             seen = f"z: shape {tuple(z.shape)}, depth: shape {tuple(depth.shape)}"
             raise ValueError(f"{seen}, expected (n, {expected[0]}, {expected[1]}) and (n,)")
         check_depth(form, depth)
+        z, depth = z.to(self.network.scale.device), depth.to(self.network.scale.device)
         return soft(form, self.network.decode(z, depth), temperature)
 
     @torch.no_grad()

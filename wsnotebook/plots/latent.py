@@ -190,7 +190,7 @@ def _row_entries(of: Tokens) -> np.ndarray:
 def _token_entries(of: Tokens) -> np.ndarray:
     """(s, width) which entries each token has; -1 is padding."""
     table = np.full(len(of) * of.width, -1)
-    table[of.slots] = np.arange(len(of.slots))
+    table[of.slots.cpu()] = np.arange(len(of.slots))
     return table.reshape(len(of), of.width)
 
 
