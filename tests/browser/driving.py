@@ -158,6 +158,7 @@ def kept_in_the_dark(page, name, k=0):
 def set_theme(page, theme):
     page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
     page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=theme)
+    page.wait_for_function("() => !document.getElementById('jupyterlab-splash')")  # it lies over the picture
 
 
 # [text, its contrast to what is behind it] of the texts outside plots where it is below 3 to 1

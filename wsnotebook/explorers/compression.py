@@ -94,7 +94,7 @@ class Explorer(Displayed):
         return f"Compression explorer: files {count}; {facts}"
 
     def _options(self) -> list[tuple[str, int]]:
-        return [(f"{e.bytes:,} bytes, {e.method}", k) for k, e in enumerate(self.entries[self.network.value])]
+        return [(f"{e.bytes:,} bytes", k) for k, e in enumerate(self.entries[self.network.value])]
 
     def _on_network(self, change) -> None:
         self.slider.options = self._options()  # a browser may then ask for the number it was at
@@ -187,10 +187,18 @@ INSIDE = [
 ]
 _RIGHT = [0.58, 1]
 AXES = {
-    "xaxis": AXIS | {"domain": [0, 0.46], "type": "log", "title": {"text": "bytes of the file", "standoff": 8}},
+    "xaxis": AXIS
+    | {
+        "domain": [0, 0.46],
+        "type": "log",
+        "dtick": "D2",
+        "tickformat": "~s",
+        "title": {"text": "bytes of the file", "standoff": 8},
+    },
     "yaxis": AXIS | {"title": {"text": "test error (%)"}},
     "xaxis2": AXIS | {"domain": _RIGHT, "anchor": "y2", "title": {"text": "weight value", "standoff": 8}},
-    "yaxis2": AXIS | {"anchor": "x2", "type": "log", "title": {"text": "weights in a bin"}, "tickformat": ","},
+    "yaxis2": AXIS
+    | {"anchor": "x2", "type": "log", "dtick": "D2", "tickformat": ",", "title": {"text": "weights in a bin"}},
     "xaxis3": {
         "domain": _RIGHT,
         "anchor": "y3",
