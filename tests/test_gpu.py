@@ -27,6 +27,8 @@ from wsnotebook.methods import (
     latent_sampling,
     latent_search,
     low_rank,
+    mlp_arms,
+    mlp_controls,
     mlp_fitting,
     properties,
     sane,
@@ -554,6 +556,24 @@ def test_the_score_of_a_network_does_not_depend_on_where_it_is(device, few):
     far = score(net.to(device), few.to(device).test)
     assert far.error == pytest.approx(near.error)
     assert far.loss == pytest.approx(near.loss, rel=1e-5)
+
+
+def test_controls_of_a_search(device, monkeypatch):
+    monkeypatch.setattr(mlp_fitting, "kernel", None)  # the same way on both
+    how, results = mlp_fitting.Config(steps=4, batch=64, check_every=2), []
+    for where in (device, torch.device("cpu")):
+        table = cornn.table(("sphere", "adjiman")).to(where)
+        dense = mlp_controls.dense(FORM, [(2,), (4, 3)], "tanh", table, how, restarts=2)
+        by = [
+            mlp_controls.pruned(FORM, [(4, 4)], "tanh", table, (9, 14), how, how, by=way, restarts=2)
+            for way in ("magnitude", "importance")
+        ]
+        for found in (dense, mlp_controls.together(by)):
+            assert mlp_arms.at_budgets(found, "sphere").shape == (1, len(mlp_arms.BUDGETS))
+            results.append([found.validation, found.test, found.parts.weights])
+    for far, near in zip(results[:2], results[2:], strict=True):
+        for seen, wanted in zip(far, near, strict=True):
+            close(seen, wanted)
 
 
 def test_searched_perceptrons_beside_other_ways(device, monkeypatch):

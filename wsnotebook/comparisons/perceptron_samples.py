@@ -82,7 +82,7 @@ def _nearest(form: Form, parts: Parts, own: Parts, itself: bool) -> Tensor:
 
 def _unexplained(form: Form, parts: Parts, table: Table, k: int, config: mlp_fitting.Config) -> tuple[Tensor, Tensor]:
     """FVU of networks on function k's test rows, before and after training."""
-    n, parts = len(parts.depth), parts.to(table.test[0].device)
+    n = len(parts.depth)
     train, validation, test = (
         (x, y[:, k, None, None].expand(-1, n, 1)) for x, y in (table.train, table.validation, table.test)
     )

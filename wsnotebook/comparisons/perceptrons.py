@@ -31,7 +31,7 @@ def trained(form: Form, start: Parts, table: Table, steps: Sequence[int], config
     """
     if len(table.names) != 1:
         raise ValueError(f"table: functions {', '.join(table.names)}; expected one, whose errors can be compared")
-    n, start = len(start.depth), start.to(table.test[0].device)
+    n = len(start.depth)
     train, validation, test = (
         (x, y[..., None].expand(-1, n, -1)) for x, y in (table.train, table.validation, table.test)
     )

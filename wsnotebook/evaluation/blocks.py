@@ -83,7 +83,7 @@ def _widest(network: nn.Module, row: Tensor) -> int:
 
 
 def _check(logits: Tensor, members: np.ndarray) -> None:
-    finite = logits.isfinite().flatten(1).all(1).cpu().numpy()
+    finite = logits.mul(0).flatten(1).sum(1).cpu().numpy() == 0  # NaN else; isfinite takes four times as long
     if not finite.all():
         raise ValueError(
             f"network {members[~finite][0]} of the zoo gives NaN or infinite logits: its weights are too large (leave "

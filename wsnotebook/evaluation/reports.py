@@ -47,11 +47,11 @@ def report(zoo: Zoo, split: tuple[Tensor, Tensor], bins: int = 15) -> Report:
     loss, brier, gaps = np.zeros(n), np.zeros(n), np.zeros((n, bins))  # gaps: sum of (correct - confidence) in each bin
     for members, here, block in blocks(zoo, x):
         k, label = len(members), y[here]
-        log_p = block.log_softmax(-1)  # (k, b, classes)
-        log_own = log_p.gather(-1, label.expand(k, -1)[..., None]).squeeze(-1)  # (k, b)
+        log_p = block.mT.contiguous().log_softmax(1)  # (k, classes, b): torch is slow where few classes are neighbours
+        log_own = log_p.gather(1, label.expand(k, 1, -1)).squeeze(1)  # (k, b)
         p = log_p.exp_()
-        confidence, predicted = p.max(-1)  # (k, b)
-        squares = p.square_().sum(-1) - 2 * log_own.exp() + 1
+        confidence, predicted = p.max(1)  # (k, b)
+        squares = p.square_().sum(1) - 2 * log_own.exp() + 1
         bin = (confidence * bins).ceil().long().sub_(1).clamp_(0, bins - 1)  # (m / bins, (m + 1) / bins]
         bin += bins * torch.arange(k, device=bin.device)[:, None]
         gap = (predicted == label).double() - confidence
@@ -109,7 +109,7 @@ def ensemble_accuracy(zoo: Zoo, split: tuple[Tensor, Tensor]) -> float:
     Raises ValueError as `report` does.
     """
     x, y = split
-    total = torch.zeros(len(x), _checked_classes(zoo, x, y), dtype=torch.float64, device=x.device)
+    total = torch.zeros(_checked_classes(zoo, x, y), len(x), dtype=torch.float64, device=x.device)
     for _, here, block in blocks(zoo, x):
-        total[here] += block.softmax(-1).sum(0, dtype=torch.float64)
-    return 100 * float((total.argmax(1) == y).double().mean())
+        total[:, here] += block.mT.contiguous().softmax(1).sum(0, dtype=torch.float64)
+    return 100 * float((total.argmax(0) == y).double().mean())

@@ -159,10 +159,10 @@ def _of(data: Data, functions: Tensor) -> Data:
 def _chosen(form: Form, table: Table, found: list[Fitted], sizes: int, restarts: int) -> Control:
     """The best restarts of several trainings of (functions, sizes, restarts) networks; these are then all the sizes."""
     functions = len(table.names)
-    parts, validation = concat([f.parts for f in found]), torch.cat([f.validation for f in found])
+    parts, validation = concat([f.parts for f in found]).to("cpu"), torch.cat([f.validation for f in found]).cpu()
     lanes = torch.arange(len(validation)).view(len(found), functions, sizes, restarts)
     lanes = lanes.transpose(0, 1).flatten(1, 2)  # (functions, sizes, restarts)
     validation, best = validation[lanes].min(2)
     parts = parts.take(lanes.gather(2, best[..., None]).flatten())
-    test = errors(form, parts, _of(table.test, torch.arange(functions).repeat_interleave(lanes.shape[1])))
+    test = errors(form, parts, _of(table.test, torch.arange(functions).repeat_interleave(lanes.shape[1]))).cpu()
     return Control(table.names, parts, non_zeros(form, parts).view_as(best), validation, test.view_as(best))

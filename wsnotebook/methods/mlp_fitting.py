@@ -47,12 +47,13 @@ class Fitted:
 
 
 def fit(form: Form, parts: Parts, train: Data, validation: Data, config: Config) -> Fitted:
-    """Train weights and biases of n plain networks, each on its own y; what is 0 stays 0.
+    """Train weights and biases of n plain networks, each on its own y; what is 0 stays 0. They go where the rows are.
 
     A network's result does not depend on the others. The weights at the start count among those that may be best.
     Raises ValueError for networks that are not plain, or data of another form or number.
     """
     check_plain(parts)
+    parts = parts.to(train[0].device)
     for name, data in (("train", train), ("validation", validation)):
         _check(form, parts, name, data)
     way = kernel.trained if _compiled(parts) else by_torch
@@ -65,6 +66,7 @@ def fit(form: Form, parts: Parts, train: Data, validation: Data, config: Config)
 def errors(form: Form, parts: Parts, data: Data) -> Tensor:
     """Each network's error on its rows (n,): mean square, or cross-entropy (nats) where y has classes."""
     _check(form, parts, "data", data)
+    parts = parts.to(data[0].device)
     if _compiled(parts) and all((shares % 1 == 0).all() for shares in (parts.masks, parts.activations)):
         return kernel.errors(form, parts, data)
     return _evaluated(form, parts, data)
