@@ -15,7 +15,7 @@ from wsnotebook import cornn, evaluation, networks, plots, symmetry, training, z
 from wsnotebook.comparisons import perceptron_samples, perceptrons
 from wsnotebook.comparisons.compression import restored, stored_bytes
 from wsnotebook.evaluation import score
-from wsnotebook.explorers import interpolation, latent, search, trajectory
+from wsnotebook.explorers import interpolation, latent, mixture, search, sharing, trajectory
 from wsnotebook.explorers import zoo as zoos
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.methods import (
@@ -603,7 +603,20 @@ def searched(table, where):
     return latent_search.search(latent_search.latent(swat), table.to(where), config), table.to(where), swat
 
 
+def bank(data):
+    """A bank's explorer."""
+    config = superweights.Config(epochs=1, batch=40, pretraining=1, bins=2, batches=4, lr=0.05, groups="gradient")
+    members = [networks.build_for(data, "cnn-tiny", seed=seed) for seed in range(2)]
+    found = superweights.train(members, data, config)
+    return sharing.Explorer(found, config, anytime(found.model, data.validation))
+
+
+SMALL_MIXTURE = sws.Config(components=4, tau=0.05, init_sigma=0.1, lr_weights=3e-3, epochs=2, batch=40)
 EXPLORERS = {
+    "mixture": lambda nets, data, where: mixture.Explorer(
+        sws.compress(networks.build(MLP, seed=0).to(where), data, SMALL_MIXTURE)
+    ),
+    "sharing": lambda nets, data, where: bank(data),
     "zoo": lambda nets, data, where: zoos.Explorer(nets, symmetry.align(nets).zoo),
     "interpolation": lambda nets, data, where: interpolation.Explorer({"raw": nets}, data.validation),
     "latent": lambda nets, data, where: latent.Explorer(
@@ -614,6 +627,7 @@ EXPLORERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the spike had not condensed")
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_explorers_show_what_is_there(device, monkeypatch, tmp_path, nets, few, name):
     monkeypatch.setattr(mlp_fitting, "kernel", None)  # the same way on both

@@ -124,7 +124,7 @@ class Explorer(Displayed):
             networks = self.networks(self._path(asked)[torch.as_tensor(steps), particle])
             near = evaluation.nearest(networks, self.zoo)
             accuracy = evaluation.report(networks, self.split).accuracy
-            t = times(self.steps.value).cpu().numpy()[np.asarray(steps)]
+            t = times(self.steps.value).numpy()[np.asarray(steps)]
             self._scores[key] = Scores(t, accuracy, near.distance, near.index)
         return self._scores[key]
 
@@ -147,7 +147,7 @@ class Explorer(Displayed):
         """
         stops, asked = self._stops(), _asked(self.condition)
         data = {
-            "t": _short(times(self.steps.value).cpu().numpy()[stops]),
+            "t": _short(times(self.steps.value).numpy()[stops]),
             "asked": [self._page_data(value, stops) for value in asked],
             "typical": self.typical[1],
             "moving": MOVING,

@@ -125,7 +125,7 @@ def _shares(result) -> np.ndarray:
 
 def _numbers(mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """means, sigmas, pis, (J,) each."""
-    return tuple(part.detach().cpu().double().cpu().numpy() for part in (mixture.means, mixture.sigmas, mixture.pis))
+    return tuple(part.detach().cpu().double().numpy() for part in (mixture.means, mixture.sigmas, mixture.pis))
 
 
 def _expected(means, sigmas, pis, x, width) -> np.ndarray:

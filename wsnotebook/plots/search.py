@@ -90,9 +90,9 @@ def graph(form: Form, parts: Parts, i: int) -> Graph:
             continue
         place = layer - 1 if layer <= depth else form.depth
         to, start = weights[place, :size, : sizes[layer - 1]].nonzero().unbind(1)
-        edges.append(np.stack([first[layer - 1] + start.cpu().numpy(), first[layer] + to.cpu().numpy()], 1))
-        values.append(weights[place, to, start].cpu().numpy())
-        every.append(biases[place, :size].cpu().numpy())
+        edges.append(np.stack([first[layer - 1] + start.numpy(), first[layer] + to.numpy()], 1))
+        values.append(weights[place, to, start].numpy())
+        every.append(biases[place, :size].numpy())
         if layer > depth:
             kinds += [OUTPUT] * size
             names += [f"output {unit}" for unit in range(1, size + 1)]
