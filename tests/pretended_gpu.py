@@ -41,6 +41,9 @@ class Far(torch.Tensor):
 
     device, is_cuda, is_cpu = CUDA, True, False
 
+    def __format__(self, form):
+        return format(self.near, form)
+
     def __reduce_ex__(self, protocol):  # kept states are read to the CPU
         return self.near.detach().__reduce_ex__(protocol)
 
