@@ -231,7 +231,9 @@ def test_a_killed_run_goes_on_and_ends_equal(digits, tmp_path):
     ]
 
 
-def test_shards_that_are_there_are_not_trained_again(digits, tmp_path, monkeypatch):
+@pytest.fixture
+def trained_shards(monkeypatch):
+    """The shards that are trained; before the second there is an interrupt, once."""
     calls, real = [], zoo.training._train_shard
 
     def fail_at_the_second(*args):
@@ -241,24 +243,35 @@ def test_shards_that_are_there_are_not_trained_again(digits, tmp_path, monkeypat
         real(*args)
 
     monkeypatch.setattr(zoo.training, "_train_shard", fail_at_the_second)
+    return calls
+
+
+def test_shards_that_are_there_are_not_trained_again(digits, tmp_path, trained_shards):
     with pytest.raises(KeyboardInterrupt):
         zoo.train("mlp-64-8-10", digits, 48, FAST, folder=tmp_path / "a")
     same(
         zoo.train("mlp-64-8-10", digits, 48, FAST, folder=tmp_path / "a"),
         zoo.train("mlp-64-8-10", digits, 48, FAST, folder=tmp_path / "b"),
     )
-    assert len(calls) == 2 + 2 + 3
+    assert len(trained_shards) == 2 + 2 + 3
 
 
-def test_a_corrupt_shard_is_named_and_the_others_stay(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo.training, "concat", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
+DAMAGE = {"torn": lambda content: content[:-9], "flipped": lambda content: content[:-1] + bytes([content[-1] ^ 1])}
+
+
+@pytest.mark.parametrize("name", ["shard-16-0", "zoo"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_zoo_that_is_kept_is_set_aside_and_trained_again(digits, tmp_path, trained_shards, name, damage):
     with pytest.raises(KeyboardInterrupt):
-        zoo.train("mlp-64-8-10", digits, 16, FAST, folder=tmp_path)
-    monkeypatch.undo()
-    (tmp_path / "shard-16-0.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="shard-16-0"):
-        zoo.train("mlp-64-8-10", digits, 16, FAST, folder=tmp_path)
-    assert (tmp_path / "shard-16-0.safetensors").exists()
+        zoo.train("mlp-64-8-10", digits, 32, FAST, folder=tmp_path)
+    if name == "zoo":
+        zoo.train("mlp-64-8-10", digits, 32, FAST, folder=tmp_path)
+    path = tmp_path / f"{name}.safetensors"
+    path.write_bytes(broken := DAMAGE[damage](path.read_bytes()))
+    with pytest.warns(RuntimeWarning, match=rf"{name}.safetensors: .*set aside as {name}.safetensors.damaged"):
+        again = zoo.train("mlp-64-8-10", digits, 32, FAST, folder=tmp_path)
+    same(again, zoo.train("mlp-64-8-10", digits, 32, FAST, folder=tmp_path / "other"))
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == broken
 
 
 @pytest.mark.parametrize("network", ["mlp-64-8-10", "cnn-tiny", "resnet-8"])

@@ -276,12 +276,16 @@ def load_kept(path: Path | None) -> dict | None:
             raise ValueError(f"it holds a {type(state).__name__}")
         return state
     except Exception as error:  # each reader has its own, for content of every kind
-        aside, reason = path.with_name(f"{path.name}.damaged"), str(error).partition("\n")[0]
-        with contextlib.suppress(OSError):  # another process was first, or nothing may be written here
-            os.replace(path, aside)
-        text = f"{path}: not a readable kept state ({reason}); it is set aside as {aside.name}, and computed anew"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        set_aside(path, f"not a readable kept state ({str(error).partition(chr(10))[0]})")
         return None
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a damaged file that is kept, to NAME.damaged, with a RuntimeWarning: its content is computed anew."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with contextlib.suppress(OSError):  # another process was first, or nothing may be written here
+        os.replace(path, aside)
+    warnings.warn(f"{path}: {reason}; it is set aside as {aside.name}, and computed anew", RuntimeWarning, stacklevel=3)
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

@@ -26,7 +26,15 @@ import wsnotebook
 from wsnotebook import engines, networks
 from wsnotebook.datasets import Dataset, cache_folder
 from wsnotebook.layout import COUNTERS, Layout
-from wsnotebook.training import SCHEDULES, augmented, check_at_least, check_choice, epoch_randomness, fingerprint
+from wsnotebook.training import (
+    SCHEDULES,
+    augmented,
+    check_at_least,
+    check_choice,
+    epoch_randomness,
+    fingerprint,
+    set_aside,
+)
 from wsnotebook.zoo.value import Zoo, concat, load
 
 PARTS = ("train", "validation", "test")  # of the data
@@ -120,13 +128,14 @@ def train(
     start: n networks of the same architecture to train on from, instead of fresh ones; their weights, activations and
     order of rows are taken, and fact "parent" is their fact "model".
     folder: where shards and the zoo are kept; None is a place in the cache folder of this data and these settings.
-    The same call later loads the zoo, or goes on with the shards that are missing. shard: networks a file. executor:
-    trains the shards, each in one task, in processes or machines that see the folder (`cluster`).
+    The same call later loads the zoo, or goes on with the shards that are missing; a damaged file is set aside with a
+    RuntimeWarning and trained again. shard: networks a file. executor: trains the shards, each in one task, in
+    processes or machines that see the folder (`cluster`).
 
     Facts of a network: model (its number), step, epoch, seed, parent (-1: trained from scratch), the fields of
     `VARIED`, accuracies in % and losses in nats of train (rows `scored`), validation and test, and gap (train
     minus test accuracy). Networks that diverged are left out with a RuntimeWarning. Raises ValueError for n < 1, a
-    network that does not take the data, a choice or a frozen parameter that it does not have, and a damaged shard.
+    network that does not take the data, and a choice or a frozen parameter that it does not have.
     """
     if n < 1 or shard < 1:
         raise ValueError(f"n={n}, shard={shard}: expected at least 1 network, and 1 in a shard")
@@ -148,15 +157,15 @@ def train(
     work = _Work(network, dataset, config, engine, start)
     folder = Path(folder) if folder else _folder(work, n)
     whole = folder / "zoo.safetensors"
-    if whole.exists():
-        return load(whole).to(device)
+    if (kept := _kept(whole)) is not None:
+        return kept.to(device)
 
     size = 1 if engine == "single" else engines.GROUP
     groups = list(_groups(models, size))
     per_shard = max(1, shard // size)
     shards = [groups[i : i + per_shard] for i in range(0, len(groups), per_shard)]
     paths = [folder / f"shard-{per_shard * size}-{i}.safetensors" for i in range(len(shards))]
-    missing = [(part, path) for part, path in zip(shards, paths, strict=True) if not path.exists()]
+    missing = [(part, path) for part, path in zip(shards, paths, strict=True) if _kept(path) is None]
     with tqdm(total=n, desc=f"training {n} x {network} ({engine})", unit="network", leave=False) as progress:
         progress.update(n - sum(len(group) for part, _ in missing for group in part))
         if executor is None:
@@ -182,6 +191,17 @@ def train(
     for path in paths:
         path.unlink(missing_ok=True)
     return load(whole).to(device)
+
+
+def _kept(path: Path) -> Zoo | None:
+    """The zoo in a file of the folder; None without one, and for a damaged one, which is set aside."""
+    try:
+        return load(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        set_aside(path, str(error))
+        return None
 
 
 class _Work(NamedTuple):
