@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -221,6 +222,7 @@ def animate(result, path: str | Path, fps: float = 5) -> Path:
     last = len(result.trace) - 1
     epochs = np.unique(np.linspace(0, last, min(last + 1, GIF_FRAMES)).round().astype(int))
     figure, frames = mixture_frame(result), []
+    canvas = FigureCanvasAgg(figure)  # one for all frames: it remembers the sizes of their texts
     figure.set_dpi(110)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the last epoch's layout for all
@@ -234,7 +236,8 @@ def animate(result, path: str | Path, fps: float = 5) -> Path:
             bars(left, f)
             _scatter(right, f)
             figure.texts[0].set_text(_heading(result, f))
-            frames.append(_pixels(figure))
+            canvas.draw()
+            frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
         plain = {"dither": Image.Dither.NONE}
         palette = frames[-1].quantize(64, method=Image.Quantize.MAXCOVERAGE, **plain)  # keeps white white
         frames = [image.quantize(palette=palette, **plain) for image in frames]
@@ -307,11 +310,3 @@ def key_of(f: Frame | None = None, bars=False, points=False, lines=False, bands=
             else Patch(color=_pale(colour, 0.4), label=label + band)
         )
     return key
-
-
-def _pixels(figure: Figure) -> Image.Image:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
