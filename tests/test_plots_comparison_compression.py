@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.markers import CARETUP
 from test_plots import tiny_run
 
 from wsnotebook import networks, plots
@@ -69,6 +70,15 @@ def test_every_file_stands_in_the_figure_and_the_far_ones_at_its_edge():
         assert (line.get_xdata()[0], line.get_ydata()[0]) == (e.bytes, min(e.test.error, limit))
         assert (line.get_color(), line.get_marker()) == style(e.method)
         assert (line.get_markerfacecolor() == "white") == (pictures.THEN in e.method)
+    assert [(text.xy, text.get_text()) for text in axes.texts] == [((25, limit), "↑ 90 %")]
+    faint = [line for line in axes.lines if line.get_markersize() == 4]
+    assert [line.get_marker() == CARETUP for line in faint] == [e.test.error > limit for e in own]
+
+
+def test_where_nothing_is_better_than_the_axis_end_no_front_is_drawn():
+    own = [entry("as trained", 900, 1.0), entry("uniform grid", 60, 1.0)]
+    (axes,) = plots.compression_fronts({"n": (own, {e.method: [e] for e in own})}, 0.5).axes
+    assert {line.get_label() for line in axes.lines} >= {"as trained", "uniform grid"}
 
 
 def test_bars_are_intervals_over_seeds():

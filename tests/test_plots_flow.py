@@ -109,7 +109,7 @@ def test_asked_and_made_draws_the_medians_and_says_how_far_off_they_are():
     line = {each.get_label(): each for each in figure.axes[0].lines}
     assert line["median"].get_ydata().tolist() == [82.0, 87.0]
     assert line["a generated network"].get_ydata().tolist() == made.tolist()
-    assert "within 2.5 points" in figure.get_suptitle()
+    assert "within 3.0 points" in figure.get_suptitle(), "the farthest median, not a typical one"
     with pytest.raises(ValueError, match=r"asked \(6,\), made \(2,\)"):
         plots.asked_and_made(asked, made[:2], made)
 

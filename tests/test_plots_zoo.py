@@ -298,6 +298,17 @@ def test_novelty_is_in_units_of_the_zoos_own_distances(aligned, last, digits):
         assert (line.get_ydata() <= top).all()
 
 
+def test_of_several_seeds_novelty_draws_the_first_and_counts_all(aligned, last, digits):
+    training = evaluation.reference(aligned.filter(last[:4]), digits.test)
+    seeds = [evaluation.novelty(aligned.filter(rows), training) for rows in (last[4:], last[:4], last[2:6])]
+    figure = plots.novelty({"flow": seeds, "copies": seeds[1]})
+    np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), seeds[0].generated.accuracy)
+    mean, half = evaluation.interval([each.joint for each in seeds])
+    (legend,) = figure.legends
+    assert legend.get_texts()[1].get_text() == f"flow ({mean:.0f} ± {half:.0f} %)"
+    assert figure.get_suptitle().endswith("; 3 seeds, the first drawn")
+
+
 @pytest.mark.parametrize("function", [plots.barriers, plots.loss_planes, plots.novelty])
 def test_nothing_to_draw(function):
     with pytest.raises(ValueError, match="is empty: pass {label: evaluation"):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.markers import CARETUP
 from matplotlib.ticker import NullFormatter
 
 from wsnotebook.evaluation import interval
@@ -72,7 +73,8 @@ def compression_fronts(panels: Mapping[str, tuple[Sequence, Mapping]], allowance
 
     panels: {network: (all entries of the first seed, {method: the chosen setting's entries, one a seed})}. Faint: every
     setting tried; strong: chosen on validation rows within `allowance` points, bars being 95 % intervals over seeds.
-    Hollow: soft weight-sharing of what the method made. At the upper edge: errors beyond the axis.
+    Hollow: soft weight-sharing of what the method made. Carets at the upper edge: errors beyond the axis, in words what
+    was chosen.
     """
     figure = Figure(figsize=(3.6 * len(panels), 4.1))
     labels = {}
@@ -82,9 +84,10 @@ def compression_fronts(panels: Mapping[str, tuple[Sequence, Mapping]], allowance
         limit = top(entries)
         for e in entries:
             colour, marker = style(e.method)
-            faint = {"color": colour, "alpha": 0.35, "ms": 4, "mew": 0.7, "mfc": "none", "ls": "", "clip_on": False}
-            axes.plot(e.bytes, min(e.test.error, limit), marker, **faint)
-        means = []
+            faint = {"color": colour, "alpha": 0.3, "ms": 4, "mec": "none", "ls": "", "clip_on": False}
+            beyond = {"marker": CARETUP, "mec": colour} if e.test.error > limit else {"marker": marker}
+            axes.plot(e.bytes, min(e.test.error, limit), **faint | beyond)
+        means, far = [], []
         for method, own in chosen.items():
             colour, marker = style(method)
             size, (error, half) = np.mean([e.bytes for e in own]), interval([e.test.error for e in own])
@@ -101,9 +104,13 @@ def compression_fronts(panels: Mapping[str, tuple[Sequence, Mapping]], allowance
             if inside and half > 0:
                 axes.errorbar(size, error, half, color=colour, lw=1.2, capsize=2, zorder=3)
             labels[method] = axes.plot(size, min(error, limit), marker, label=method, **look)[0]
-        axes.step(
-            *zip(*[p for p in front(means) if p[1] < limit], strict=True), where="post", color=INK, lw=0.8, zorder=1
-        )
+            if error > limit:
+                far.append((size, f"{error:.0f} %", colour))
+        for k, (size, text, colour) in enumerate(sorted(far)):  # each a line lower: they may stand close together
+            below = {"xytext": (7, -3 - 9 * k), "textcoords": "offset points", "va": "top", "fontsize": 7}
+            axes.annotate(f"↑ {text}", (size, limit), color=colour, **below)
+        steps = [point for point in front(means) if point[1] < limit]
+        axes.step([size for size, _ in steps], [error for _, error in steps], where="post", color=INK, lw=0.8, zorder=1)
         own = [e.test.error for e in chosen["as trained"]]
         axes.axhline(np.mean(own), color=INK, lw=0.8, ls="--", zorder=0)
         axes.set(xscale="log", xlabel="bytes of the file")

@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy import linalg
 from torch import Tensor
 
+from wsnotebook.evaluation import Novelty, interval
 from wsnotebook.plots.common import INK, styled
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")  # the last: others
@@ -322,27 +323,28 @@ def _curves(figure, axes, zoo, height: Column, rows: np.ndarray, tint: Column | 
 def novelty(rows: Mapping) -> Figure:
     """Accuracy of generated networks against their distance to the nearest training network: novel is to the right.
 
-    rows: {label: evaluation.Novelty} against one training zoo, whose own networks, each left out in turn, are the grey
-    cloud. Distances are in units of that cloud's median; shaded is novel and accurate.
-    Raises ValueError for no rows.
+    rows: {label: evaluation.Novelty} against one training zoo, or {label: several of them, one a seed}, of which the
+    first is drawn and all are counted. The grey cloud: the zoo's own networks, each left out in turn. Distances are in
+    units of that cloud's median; shaded is novel and accurate. Raises ValueError for no rows.
     """
     if not rows:
         raise ValueError("rows is empty: pass {label: evaluation.novelty(...)}")
-    first = next(iter(rows.values()))
+    rows = {label: [row] if isinstance(row, Novelty) else list(row) for label, row in rows.items()}
+    first, joint = next(iter(rows.values()))[0], {}
+    for label, each in rows.items():
+        mean, half = interval([row.joint for row in each])
+        joint[label] = mean, f"{mean:.0f}" if len(each) == 1 else f"{mean:.0f} ± {half:.0f}"
     unit = np.median(first.reference.distance)
     figure = Figure(figsize=(7, 3.8))
     axes = figure.subplots()
-    look = {"ls": "", "mec": "white", "mew": 0.5, "alpha": 0.85}
     axes.plot(
         first.reference.distance / unit, first.reference.accuracy, ".", color="#aaaaaa", ms=6, zorder=2,
         label=f"training zoo ({first.reference_joint:.0f} %)",
     )  # fmt: skip
-    for (label, row), colour, marker in zip(rows.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
-        size = 6 if marker != "." else 10
-        axes.plot(
-            row.generated.distance / unit, row.generated.accuracy, marker, color=colour, ms=size, zorder=3,
-            label=f"{label} ({row.joint:.0f} %)", **look,
-        )  # fmt: skip
+    hollow = {"ls": "", "mfc": "none", "mew": 1.1, "ms": 6, "zorder": 3}  # clouds lie on each other: each shows through
+    for (label, (row, *_)), colour, marker in zip(rows.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
+        at = row.generated.distance / unit, row.generated.accuracy
+        axes.plot(*at, marker, color=colour, label=f"{label} ({joint[label][1]} %)", **hollow)
     axes.autoscale_view()
     left, right = min(0, axes.get_xlim()[0]), axes.get_xlim()[1]
     low, high = axes.get_ylim()
@@ -353,8 +355,10 @@ def novelty(rows: Mapping) -> Figure:
     )
     axes.set(xlim=(left, right), ylim=(low, high), ylabel="accuracy (%)")
     axes.set_xlabel("distance to the nearest training network (zoo's median = 1)")
-    figure.legend(title="novel and accurate", loc="outside right upper")
-    best = max(rows, key=lambda label: rows[label].joint)
-    most = f"at most {rows[best].joint:.0f} % ({best})" if rows[best].joint else "none of these"
-    figure.suptitle(f"Novel and accurate: {most}", x=0.01, ha="left")
+    figure.legend(title="novel and accurate", loc="outside right center")
+    best = max(joint, key=joint.get)
+    most = f"at most {joint[best][1]} % ({best})" if joint[best][0] else "none of these"
+    seeds = max(map(len, rows.values()))
+    several = f"; {seeds} seeds, the first drawn" if seeds > 1 else ""
+    figure.suptitle(f"Novel and accurate: {most}{several}", x=0.01, ha="left")
     return figure
