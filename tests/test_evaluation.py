@@ -46,5 +46,10 @@ def test_the_table_gives_mean_and_interval_of_each_measure():
     two = {"test_error": [3.0], "nonzero_percent": [4.25], "counted": [64.04], "ratio": [60.0]}
     lines = evaluation.table({"trained": one, "shared": two}).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2] == "| trained | 3.00 ± 12.71 | 100.00 | 1.0 | 1.0 |"
+    assert lines[2] == "| trained | 3.00 ± 12.71 | 100.00 ± 0.00 | 1.0 ± 0.0 | 1.0 ± 0.0 |"
     assert lines[3] == "| shared | 3.00 | 4.25 | 64.0 | 60.0 |"
+
+
+def test_equal_runs_are_told_from_one_run():
+    assert evaluation.mean_and_half_width([1.0], 2) == "1.00"
+    assert evaluation.mean_and_half_width([1.0, 1.0, 1.0], 2) == "1.00 ± 0.00"

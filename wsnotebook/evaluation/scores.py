@@ -93,4 +93,4 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
 def mean_and_half_width(values: list[float], digits: int) -> str:
     """As a table has it: the mean of repeated runs, and the half-width of its 95 % interval if there are several."""
     mean, half = interval(values)
-    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half > 0 else "")
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
