@@ -12,7 +12,7 @@ from shown import asks_for_nothing
 from test_plots import EPOCHS, thinned, tiny_run
 
 from wsnotebook import datasets, networks, plots
-from wsnotebook.explorers import mixture
+from wsnotebook.explorers import common, mixture
 from wsnotebook.methods import soft_weight_sharing as sws
 
 LAYERS = ("all layers", "fc1.weight", "fc2.weight")
@@ -255,9 +255,12 @@ def printed(client, word):
 
 def test_one_bundle_for_every_reader(result, explorer, monkeypatch):
     published = []
-    monkeypatch.setattr(mixture, "publish_display_data", lambda data, **options: published.append((data, options)))
+    monkeypatch.setattr(
+        common, "publish_display_data", lambda data, metadata, **how: published.append((data, metadata))
+    )
     explorer._ipython_display_()
-    ((data, _),) = published
+    ((data, metadata),) = published
+    assert metadata == {"image/png": {"alt": data["text/plain"]}}
     assert set(data) == {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"}
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.view.model_id
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
@@ -272,7 +275,7 @@ def test_one_bundle_for_every_reader(result, explorer, monkeypatch):
 
 def test_a_live_view_leaves_the_last_picture_in_the_notebook(result, monkeypatch):
     published = []
-    monkeypatch.setattr(mixture, "publish_display_data", lambda data, **options: published.append((data, options)))
+    monkeypatch.setattr(common, "publish_display_data", lambda data, metadata, **how: published.append((data, how)))
     live = mixture.Explorer()
     live.watch(result)
     assert not published, "never shown: nothing to bring up to date"

@@ -88,11 +88,18 @@ def test_jupyter_draws_a_figure_that_ends_a_cell_at_its_size(monkeypatch):
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     session.start("01_x")
     figure = Figure(figsize=(3, 2), dpi=150)
+    axes = figure.subplots()
+    axes.plot([1, 2], label="ours")
+    axes.set(xlabel="epoch", ylabel="error (%)", title="two points")
+    axes.legend()
     data, metadata = shell.display_formatter.format(figure)
     with Image.open(io.BytesIO(data["image/png"])) as image:
         assert image.size == (450, 300)
-    assert metadata["image/png"] == {"width": 288, "height": 192}
-    assert data["text/plain"] == "<Figure size 450x300 with 0 Axes>"
+    words = "Figure. two points: error (%) over epoch. ours."
+    assert metadata["image/png"] == {"width": 288, "height": 192, "alt": words}
+    assert data["text/plain"] == words
+    figure.suptitle("All is well")
+    assert shell.display_formatter.format(figure)[0]["text/plain"] == words.replace("Figure", "Figure: All is well")
 
 
 def test_machine_tells_plain_facts():

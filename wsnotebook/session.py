@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from wsnotebook.figures import SCALES
-from wsnotebook.plots.common import compact_png
+from wsnotebook.plots.common import compact_png, in_words
 from wsnotebook.processes import end_with_parent
 
 
@@ -165,13 +165,15 @@ def _show_figures() -> None:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     if shell is not None:
-        shell.display_formatter.formatters["image/png"].for_type(Figure, _png)
+        formatters = shell.display_formatter.formatters
+        formatters["image/png"].for_type(Figure, _png)
+        formatters["text/plain"].for_type(Figure, lambda figure, printer, cycle: printer.text(in_words(figure)))
 
 
-def _png(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    """`figure` as a PNG at a size in pixels that keeps it sharp on dense screens."""
+def _png(figure: Figure) -> tuple[bytes, dict[str, int | str]]:
+    """`figure` as a PNG, at a size in pixels that keeps it sharp on dense screens, and its text for the blind."""
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return compact_png(figure), {"width": width, "height": height}
+    return compact_png(figure), {"width": width, "height": height, "alt": in_words(figure)}
 
 
 def _memory() -> float | None:

@@ -46,7 +46,11 @@ class Displayed:
     """An explorer in a notebook. It has `view` (the widgets), `figure()` (the static twin) and `_text()`."""
 
     def _ipython_display_(self) -> None:
-        publish_display_data(self._repr_mimebundle_())
+        self._publish()
+
+    def _publish(self, **how) -> None:
+        data = self._repr_mimebundle_()
+        publish_display_data(data, {"image/png": {"alt": data["text/plain"]}}, **how)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         """The widget; its static twin for readers without a kernel; a text for nbval and for who cannot see it."""

@@ -12,7 +12,6 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
-from IPython.display import publish_display_data
 from matplotlib.figure import Figure
 
 from wsnotebook import plots
@@ -91,7 +90,7 @@ class Explorer(Displayed):
             self.stop.disabled = stopped or result.compressed is not None or last >= result.config.epochs
             self._unbind()
         if result.compressed and self._shown:
-            publish_display_data(self._repr_mimebundle_(), transient={"display_id": self._display_id}, update=True)
+            self._publish(transient={"display_id": self._display_id}, update=True)
         return stopped or None
 
     def figure(self, epoch: int | None = None, layer: str | None = None, log: bool | None = None) -> Figure:
@@ -132,7 +131,7 @@ class Explorer(Displayed):
 
     def _ipython_display_(self) -> None:
         self._shown = True
-        publish_display_data(self._repr_mimebundle_(), transient={"display_id": self._display_id})
+        self._publish(transient={"display_id": self._display_id})
 
     def _text(self) -> str:
         text = "waiting for the training below"

@@ -31,3 +31,18 @@ def compact_png(figure: Figure) -> bytes:
     colours = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     colours.save(compact, "png", optimize=True)
     return compact.getvalue()
+
+
+def in_words(figure: Figure) -> str:
+    """The figure's texts, for who cannot see it: its title, titles and axes of its panels, the legend."""
+    panels, keys = [], [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    for axes in figure.axes:
+        title = next(filter(None, map(axes.get_title, ("left", "center", "right"))), "")
+        panels.append(
+            ": ".join(filter(None, (title, " over ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel()))))))
+        )
+    names = dict.fromkeys(text.get_text() for key in keys for text in key.get_texts())
+    said = [figure.get_suptitle(), "; ".join(dict.fromkeys(filter(None, panels))), ", ".join(names)]
+    return " ".join(
+        f"{text}." for text in [f"Figure: {said[0]}" if said[0] else "Figure", *filter(None, said[1:])]
+    ).replace("\n", " ")
