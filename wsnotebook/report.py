@@ -171,6 +171,11 @@ def speeds() -> str:
     return "\n\n".join([evaluation.markdown(columns, rows), "<br>\n".join([facts, *told])])
 
 
+def tuned() -> str:
+    """The text between tuning marks: notebook 10's table of the preset's settings and those that a search chose."""
+    return evaluation.table({row["method"]: row for row in _facts("10_tune_compression/results")["metrics"]["results"]})
+
+
 SECTIONS = {  # by their marks
     "results": compression,
     "bank results": banks,
@@ -179,6 +184,7 @@ SECTIONS = {  # by their marks
     "search results": searches,
     "flow results": flows,
     "speed": speeds,
+    "tuning results": tuned,
 }
 
 
