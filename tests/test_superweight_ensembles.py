@@ -189,12 +189,24 @@ def test_the_interval_of_a_difference_is_paired():
     random = np.random.default_rng(0)
     b = random.random(4000) < 0.7
     a = np.where(random.random(4000) < 0.05, True, b)
-    difference, low, high = ensembles.accuracy_difference(a, b)
+    difference, low, high = ensembles.accuracy_difference(a[None], b[None])
     assert difference == pytest.approx(100 * (a.mean() - b.mean()))
     d = a.astype(float) - b
     half = 196 * d.std() / math.sqrt(4000)  # of a normal law; both 95 %
     assert low == pytest.approx(difference - half, abs=0.15 * half)
     assert high == pytest.approx(difference + half, abs=0.15 * half)
-    assert ensembles.accuracy_difference(a, a) == (0, 0, 0)
-    with pytest.raises(ValueError, match="the same rows for both"):
-        ensembles.accuracy_difference(a, b[:5])
+    assert ensembles.accuracy_difference(a[None], a[None]) == (0, 0, 0)
+    with pytest.raises(ValueError, match="the same for both"):
+        ensembles.accuracy_difference(a[None], b[None, :5])
+
+
+def test_a_row_that_several_seeds_saw_is_one_row():
+    random = np.random.default_rng(0)
+    a, b = random.random((2, 3, 500)) < 0.7
+    once = ensembles.accuracy_difference(a[:1], b[:1])
+    again = ensembles.accuracy_difference(np.repeat(a[:1], 3, 0), np.repeat(b[:1], 3, 0))
+    assert again == pytest.approx(once)
+    rows = (a.astype(float) - b).mean(0)
+    difference, low, high = ensembles.accuracy_difference(a, b)
+    assert difference == pytest.approx(100 * rows.mean())
+    assert (high - low) / 2 == pytest.approx(196 * rows.std() / math.sqrt(500), rel=0.15)
