@@ -244,14 +244,14 @@ def test_planes_share_one_scale_and_mark_the_networks(planes):
         assert [text.get_text() for text in axes.texts] == ["1: 91.2 %", "2: 80.0 %", "3: 70.0 %"]
         np.testing.assert_allclose(axes.collections[0].levels, levels)
     assert levels[0] == pytest.approx(min(plane.loss.min() for plane in planes.values()))
-    assert [text.get_text() for text in plots.loss_plane(planes["raw"]).axes[0].texts] == ["1", "2", "3"]
+    assert [text.get_text() for text in plots.loss_planes({"": planes["raw"]}).axes[0].texts] == ["1", "2", "3"]
 
 
 def test_a_plane_of_equal_losses_has_levels(planes):
     flat = replace(planes["raw"], loss=np.full_like(planes["raw"].loss, 2.3))
     levels = landscape.loss_levels([flat])
     assert (np.diff(levels) > 0).all()
-    plots.loss_plane(flat).draw_without_rendering()
+    plots.loss_planes({"": flat}).draw_without_rendering()
 
 
 def test_the_frame_of_a_path_marks_the_networks_at_t(paths, trained, aligned, last, digits):
@@ -322,7 +322,7 @@ def test_axes_are_labelled_and_settings_left_alone(trained, paths, planes, last,
         plots.zoo_scatter(trained),
         plots.zoo_curves(trained),
         plots.barriers(paths),
-        plots.loss_plane(planes["raw"]),
+        plots.loss_planes({"": planes["raw"]}),
         plots.distances(np.array([1.0, 2.0]), np.array([0.5, 1.0])),
         plots.novelty({"same": evaluation.novelty(some, evaluation.reference(some, digits.test))}),
     ]

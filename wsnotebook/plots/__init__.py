@@ -13,7 +13,6 @@ from wsnotebook.plots.flow import flow_training as flow_training
 from wsnotebook.plots.flow import transfers as transfers
 from wsnotebook.plots.landscape import barriers as barriers
 from wsnotebook.plots.landscape import distances as distances
-from wsnotebook.plots.landscape import loss_plane as loss_plane
 from wsnotebook.plots.landscape import loss_planes as loss_planes
 from wsnotebook.plots.landscape import path_frame as path_frame
 from wsnotebook.plots.latent import latent_frame as latent_frame

@@ -43,11 +43,6 @@ def barriers(paths: Mapping) -> Figure:
     return figure
 
 
-def loss_plane(plane, accuracies: Sequence[float] = ()) -> Figure:
-    """Loss on the plane through three networks, as `loss_planes` shows it; plane: evaluation.Plane."""
-    return loss_planes({"": plane}, accuracies)
-
-
 @styled
 def loss_planes(planes: Mapping, accuracies: Sequence[float] = ()) -> Figure:
     """Loss on planes through the same three networks, such as raw and aligned, on one scale: {label: evaluation.Plane}.
