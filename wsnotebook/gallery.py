@@ -291,7 +291,9 @@ body { max-width: 84em; margin: 1em auto; padding: 0 1em; background: light-dark
 h1 { font-size: 1.6em; margin: 0.4em 0 }
 h2 { font-size: 1.15em; margin: 0 }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34em), 1fr)) }
-main { gap: 1.5em; align-items: start }
+main { gap: 1.5em; align-items: start; grid-auto-flow: dense }
+article:has(table) { grid-column: 1 / -1 }
+article:has(table) img { max-width: 42em }
 article { background: light-dark(#f4f5f7, #1d2024); border-radius: 8px; padding: 1em; min-width: 0 }
 article p { margin: 0.3em 0 0.7em }
 img { width: 100%; height: auto; border-radius: 4px; background: white }

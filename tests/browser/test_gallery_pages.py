@@ -70,6 +70,10 @@ def test_the_index_shows_every_picture(page):
     pictures = page.locator("img").evaluate_all("all => all.map(img => [img.naturalWidth, img.alt.length])")
     assert len(pictures) == len(CARDS)
     assert all(width > 300 and text > 20 for width, text in pictures)
+    cut = (
+        "all => all.filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.textContent.slice(0, 80))"
+    )
+    assert page.locator("article, article div").evaluate_all(cut) == []
     kept(page, "gallery")
 
 
