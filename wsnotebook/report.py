@@ -144,7 +144,7 @@ def searches() -> str:
 
 
 def speeds() -> str:
-    """The text between speed marks: every row of `make bench`, and on what machine."""
+    """The text between speed marks: how many promises are kept; folded, every row of `make bench` and its machine."""
     metrics = _facts("hot_paths", "benchmarks")["metrics"]
     machine, notes = metrics["machine"], dict.fromkeys(row["note"] for row in metrics["rows"] if row["note"])
     notes = {note: f"<sup>{number}</sup>" for number, note in enumerate(notes, 1)}
@@ -168,7 +168,12 @@ def speeds() -> str:
     vectors, numba = machine["vectors"], "with" if machine["compiled"] else "without"
     facts = f"{machine['cpu']}, {vectors}, one thread, torch {machine['torch']}, {numba} numba, {machine['date']}."
     told = [f"{mark} {note[0].upper()}{note[1:]}." for note, mark in notes.items()]
-    return "\n\n".join([evaluation.markdown(columns, rows), "<br>\n".join([facts, *told])])
+    promises = [kept for row in metrics["rows"] for kept in row["promises"].values()]
+    kept = (
+        f"**{sum(promises)} of {len(promises)} promises are kept**; the table has all, and notes say what came between."
+    )
+    table = [evaluation.markdown(columns, rows), "<br>\n".join([facts, *told])]
+    return "\n\n".join([kept, "<details><summary>The table, row by row</summary>", *table, "</details>"])
 
 
 def tuned() -> str:
