@@ -137,6 +137,21 @@ def test_a_figure_of_unofficial_data_says_so_and_is_left_as_it_was():
         assert contents() == once
 
 
+def test_what_is_said_of_the_data_stands_clear_of_a_legend_below_and_that_of_the_axes():
+    figure = Figure(figsize=(3, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], label="a curve with a long name")
+    legend = figure.legend(loc="outside lower center")
+    pad = legend.borderaxespad
+    with figures._noted(figure, Data(name="some images of some size", official=False)):
+        figure.draw_without_rendering()
+        note = figure.texts[-1].get_window_extent()
+        assert note.overlaps(figure.bbox)
+        assert not legend.get_window_extent().overlaps(note)
+        assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    assert (figure.texts, legend.borderaxespad) == ([], pad)
+
+
 def test_a_table_has_only_its_facts():
     path = figures.save(None, "results", SESSION, metrics={"rows": [1, 2]})
     assert path == figures.folder(SESSION) / "results.json"

@@ -144,15 +144,23 @@ def _noted(figure: Figure, dataset) -> Iterator[None]:
     note = figure.text(0.995, 0.005, dataset.label, ha="right", va="bottom", fontsize=6, color="0.4")
     engine = figure.get_layout_engine()
     room = engine.get().get("rect") if engine else None
+    # a legend outside stands at the figure's edge whatever the layout leaves, and what it keeps off that is its pad
+    below = {
+        legend: legend.borderaxespad for legend in figure.legends if getattr(legend, "_outside_loc", "") == "lower"
+    }
     if room:  # a layout that can leave the note its line, of 0.12 inches
         line = 0.12 / figure.get_figheight()
         engine.set(rect=(0, line, 1, 1 - line))
+        for legend in below:
+            legend.borderaxespad += 0.12 * 72 / legend.prop.get_size_in_points()
     try:
         yield
     finally:
         note.remove()
         if room:
             engine.set(rect=room)
+            for legend, pad in below.items():
+                legend.borderaxespad = pad
 
 
 def _plain(value: Any, where: str) -> Any:
