@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor
 
@@ -191,7 +192,9 @@ def flow_frame(
     left.plot(*ways[-1, chosen], "o", color=CHOSEN, ms=8, mec="white", mew=1, label=f"particle {chosen}")
     low, high = limits(path, landmarks)
     left.set(xlabel=plane.labels[0], ylabel=plane.labels[1], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    handles, labels = left.get_legend_handles_labels()
+    handles.append(Line2D([], [], color=LANDMARK, lw=1, ls=":"))
+    figure.legend(handles, [*labels, "training networks' median"], loc="outside lower left", ncols=4)
     parts = (("accuracy", "accuracy (%)"), ("distance", "distance to nearest"))
     for row, ((name, label), level) in enumerate(zip(parts, typical, strict=True)):
         axes = figure.add_subplot(grid[row, 1])
