@@ -1,4 +1,7 @@
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -197,6 +200,73 @@ def test_a_fingerprint_tells_contents_apart_and_nothing_else(digits):
         fingerprint(datasets.load("digits", seed=1)),
         fingerprint("w", 1),
         fingerprint("w1"),
+        fingerprint(()),
+        fingerprint((1, 2, w)),
     ]
     assert len(set(seen)) == len(seen)
     assert fingerprint(w, digits, 3) == fingerprint(w.clone(), datasets.load("digits"), 3)
+
+
+class Own(nn.Module):
+    """A user's network, with what it is given as attributes."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        vars(self).update(attributes)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+class Doubled(Own):
+    def forward(self, x):
+        return 2 * self.fc(x.flatten(1))
+
+
+def edited(body):
+    """The class as it is after somebody has edited its `forward`."""
+    names = {"Own": Own}
+    exec(f"class Edited(Own):\n    def forward(self, x):\n        return {body}", names)
+    return names["Edited"]
+
+
+def times(scale):
+    return lambda x: scale * x
+
+
+def of_the_same_weights():
+    """Networks that compute different functions."""
+    yield from (networks.build("mlp-64-16-10", activation=name) for name in ("relu", "tanh"))
+    yield networks.build("mlp-64-16-10", dropout=0.1)
+    yield from (networks.TransformerBlock(8, heads) for heads in (2, 4))
+    yield from (
+        cls() for cls in (Own, Doubled, edited("self.fc(x)"), edited("self.fc(x) + 1"), edited("3 * self.fc(x)"))
+    )
+    yield from (Own(f=f) for f in (torch.relu, torch.tanh, lambda x: x + 1, lambda x: x + 2))
+    yield from (Own(slope=slope) for slope in (0.1, 0.2))
+    yield from (Own(f=times(scale)) for scale in (1, 2))
+
+
+def test_what_a_network_does_with_its_tensors_counts():
+    kinds = [training.architecture(network) for network in of_the_same_weights()]
+    assert len(set(kinds)) == len(kinds)
+    assert kinds == [training.architecture(network) for network in of_the_same_weights()]
+
+
+def test_a_networks_text_is_the_same_in_another_process():
+    code = "from test_training import *; print(fingerprint(*map(training.architecture, of_the_same_weights())))"
+    found = {
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True).stdout
+        for _ in range(2)
+    }
+    assert found == {fingerprint(*map(training.architecture, of_the_same_weights())) + "\n"}
+
+
+def test_a_network_of_the_same_weights_is_not_given_the_result_of_another(digits):
+    relu, tanh = (networks.build("mlp-64-16-10", activation=name) for name in ("relu", "tanh"))
+    own, doubled = Own(), Doubled()
+    doubled.load_state_dict(own.state_dict())
+    for network in (relu, tanh, own, doubled):
+        kept, fresh = (training.train(network, digits, QUICK, keep=keep) for keep in (True, False))
+        assert same(kept.state, fresh.state)
