@@ -299,6 +299,26 @@ def test_children_keep_their_parents_activation(digits, tmp_path):
     assert children.facts["activation"].tolist() == parents.facts["activation"].tolist()
 
 
+def test_what_a_start_knows_of_its_networks_counts_as_their_weights_do(digits):
+    kinds = [zoo.train("mlp-64-8-10", digits, 2, zoo.Config(epochs=0, activation=kind)) for kind in ("relu", "tanh")]
+    assert torch.equal(kinds[0].weights, kinds[1].weights)
+    starts = [*kinds, kinds[1].derived(kinds[1].weights, model=np.array([7, 8]))]
+    children = [zoo.train("mlp-64-8-10", digits, 2, FAST, start=start) for start in starts]
+    assert [one.facts["activation"][0] for one in children] == ["relu", "tanh", "tanh"]
+    assert [one.facts["parent"].tolist() for one in children] == [[0, 1], [0, 1], [7, 8]]
+
+
+def test_a_network_of_ones_own_that_was_edited_is_trained_again(digits, tmp_path, monkeypatch):
+    (tmp_path / "edited_network.py").write_text(
+        "from torch import nn\nf = nn.ReLU\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), f(), nn.Linear(8, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = zoo.train("edited_network:make", digits, 2, FAST)
+    monkeypatch.setattr("edited_network.f", nn.Tanh)
+    assert not torch.equal(zoo.train("edited_network:make", digits, 2, FAST).weights, before.weights)
+
+
 def test_networks_that_diverge_are_left_out_and_named(digits, tmp_path):
     config = zoo.Config(epochs=1, batch=100, optimiser="sgd", lr=(0.01, 1e30), activation="relu")
     with pytest.warns(RuntimeWarning, match="2 of 4 networks diverged"):

@@ -28,6 +28,7 @@ from wsnotebook.datasets import Dataset, cache_folder
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.training import (
     SCHEDULES,
+    architecture,
     augmented,
     check_at_least,
     check_choice,
@@ -155,7 +156,7 @@ def train(
     _frozen(template, config)
     engine = engines.choose(template, device.type)
     work = _Work(network, dataset, config, engine, start)
-    folder = Path(folder) if folder else _folder(work, n)
+    folder = Path(folder) if folder else _folder(work, n, template)
     whole = folder / "zoo.safetensors"
     if (kept := _kept(whole)) is not None:
         return kept.to(device)
@@ -243,9 +244,14 @@ def _spooled(work: _Work, folder: Path) -> Iterator[_Spool]:
         yield _Spool(work._replace(dataset=light, start=None), work.dataset.train[0].device, data, start)
 
 
-def _folder(work: _Work, n: int) -> Path:
+def _folder(work: _Work, n: int, template: torch.nn.Module) -> Path:
     network, dataset, config, engine, start = work
-    name = fingerprint(network, dataset, n, config, engine, start and start.weights)
+    parts = [network, dataset, n, config, engine, start and start.weights]
+    if start is not None:
+        parts += [(fact, start.facts[fact].tolist()) for fact in ("activation", "model") if fact in start.facts]
+    if ":" in network:  # what the user's function makes, it may not have made yesterday
+        parts.append(architecture(template))
+    name = fingerprint(*parts)
     return cache_folder() / "zoos" / f"{network.replace(':', '.')}-{name}"
 
 
