@@ -299,6 +299,14 @@ def test_children_keep_their_parents_activation(digits, tmp_path):
     assert children.facts["activation"].tolist() == parents.facts["activation"].tolist()
 
 
+def test_networks_of_unknown_activation_go_on_with_the_ones_that_are_asked_for(digits, tmp_path):
+    parents = zoo.train("mlp-64-8-10", digits, 2, zoo.Config(epochs=0))
+    config = zoo.Config(epochs=0, activation=("relu", "tanh"))
+    children = zoo.train("mlp-64-8-10", digits, 2, config, start=parents, folder=tmp_path)
+    assert "activation" not in parents.facts
+    assert children.facts["activation"].tolist() == [model.activation for model in zoo.plan(config, 2)]
+
+
 def test_what_a_start_knows_of_its_networks_counts_as_their_weights_do(digits):
     kinds = [zoo.train("mlp-64-8-10", digits, 2, zoo.Config(epochs=0, activation=kind)) for kind in ("relu", "tanh")]
     assert torch.equal(kinds[0].weights, kinds[1].weights)

@@ -145,7 +145,7 @@ def train(
     if start is not None:
         if start.network != network or len(start) != n:
             raise ValueError(f"start: {len(start)} x {start.network}, expected {n} x {network}")
-        activations = start.facts.get("activation", [config.activation] * n)
+        activations = start.facts.get("activation", [model.activation for model in models])
         models = [replace(m, activation=a and str(a)) for m, a in zip(models, activations, strict=True)]
     for model in {(m.activation, m.dropout, m.init): m for m in models}.values():  # before any work: do they fit?
         _build(network, dataset, model)
