@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from wsnotebook import engines, evaluation, networks, training, zoo
 from wsnotebook.layout import COUNTERS, Layout
+from wsnotebook.methods.properties import last_snapshots
 
 FAST = zoo.Config(epochs=1, batch=100, lr=3e-3)
 
@@ -329,9 +330,17 @@ def test_a_network_of_ones_own_that_was_edited_is_trained_again(digits, tmp_path
 
 def test_networks_that_diverge_are_left_out_and_named(digits, tmp_path):
     config = zoo.Config(epochs=1, batch=100, optimiser="sgd", lr=(0.01, 1e30), activation="relu")
-    with pytest.warns(RuntimeWarning, match="2 of 4 networks diverged"):
-        one = zoo.train("mlp-64-8-10", digits, 4, config, folder=tmp_path)
-    assert set(one.facts["lr"].tolist()) == {0.01}
+    for snapshots in ((), (0, 1)):
+        asked = replace(config, snapshots=snapshots)
+        lost = [model.number for model in zoo.plan(asked, 4) if model.lr > 1]
+        for _ in ("trained", "loaded"):
+            with pytest.warns(RuntimeWarning, match="2 of 4 networks diverged") as told:
+                one = zoo.train("mlp-64-8-10", digits, 4, asked, folder=tmp_path / str(snapshots))
+            assert str(told[0].message).endswith(f"left out from there on: {lost}")
+            assert one.provenance["diverged"] == lost
+            assert set(one.facts["model"][one.facts["step"] > 1].tolist()) == {0, 1, 2, 3} - set(lost)
+            assert (set(lost) <= set(one.facts["model"].tolist())) == (0 in snapshots)
+            assert set(one.facts["step"][last_snapshots(one)].tolist()) == {one.facts["step"].max()}
 
 
 def test_what_cannot_be_trained_is_said_before_any_work(digits, tmp_path):

@@ -135,8 +135,9 @@ def train(
 
     Facts of a network: model (its number), step, epoch, seed, parent (-1: trained from scratch), the fields of
     `VARIED`, accuracies in % and losses in nats of train (rows `scored`), validation and test, and gap (train
-    minus test accuracy). Networks that diverged are left out with a RuntimeWarning. Raises ValueError for n < 1, a
-    network that does not take the data, and a choice or a frozen parameter that it does not have.
+    minus test accuracy). Networks that diverged are left out from there on: a RuntimeWarning and provenance "diverged"
+    name them. Raises ValueError for n < 1, a network that does not take the data, and a choice or a frozen parameter
+    that it does not have.
     """
     if n < 1 or shard < 1:
         raise ValueError(f"n={n}, shard={shard}: expected at least 1 network, and 1 in a shard")
@@ -159,6 +160,7 @@ def train(
     folder = Path(folder) if folder else _folder(work, n, template)
     whole = folder / "zoo.safetensors"
     if (kept := _kept(whole)) is not None:
+        _diverged(kept, models, steps)
         return kept.to(device)
 
     size = 1 if engine == "single" else engines.GROUP
@@ -185,13 +187,20 @@ def train(
             raise
     else:
         zoo = zoo.filter(np.lexsort((zoo.facts["step"], zoo.facts["model"])))
-        if lost := sorted(set(range(n)) - set(zoo.facts["model"].tolist())):
-            left_out = f"{len(lost)} of {n} networks diverged and are left out: {lost}"
-            warnings.warn(left_out, RuntimeWarning, stacklevel=2)
-        zoo.save(whole)
+        replace(zoo, provenance=zoo.provenance | {"diverged": _diverged(zoo, models, steps)}).save(whole)
     for path in paths:
         path.unlink(missing_ok=True)
     return load(whole).to(device)
+
+
+def _diverged(zoo: Zoo, models: list[Model], steps: int) -> list[int]:
+    """Whose last step, of so many an epoch, is missing; a RuntimeWarning says so, also whenever the zoo is loaded."""
+    there = set(zip(zoo.facts["model"].tolist(), zoo.facts["step"].tolist(), strict=True))
+    lost = [model.number for model in models if (model.number, steps * model.epochs) not in there]
+    if lost:
+        left_out = f"{len(lost)} of {len(models)} networks diverged and are left out from there on: {lost}"
+        warnings.warn(left_out, RuntimeWarning, stacklevel=3)
+    return lost
 
 
 def _kept(path: Path) -> Zoo | None:
