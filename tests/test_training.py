@@ -1,14 +1,18 @@
+import json
+import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from wsnotebook import datasets, networks, training
+from wsnotebook import datasets, networks, training, tuning, zoo
+from wsnotebook.methods import sane, soft_weight_sharing
 from wsnotebook.training import fingerprint
 
 QUICK = training.Config(epochs=4, batch=64, lr=3e-3, seed=1)
@@ -136,7 +140,7 @@ def test_augmented_images_are_shifted_and_mirrored():
     [
         ({"optimiser": "adamw"}, "optimiser='adamw': expected one of 'adam', 'sgd'"),
         ({"schedule": "linear"}, "schedule='linear'"),
-        ({"epochs": -1}, "epochs=-1, expected a number >= 0"),
+        ({"epochs": -1}, "epochs=-1, expected a whole number >= 0"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"batch": 0}, "batch=0"),
         ({"shift": -1}, "shift=-1"),
@@ -270,3 +274,32 @@ def test_a_network_of_the_same_weights_is_not_given_the_result_of_another(digits
     for network in (relu, tanh, own, doubled):
         kept, fresh = (training.train(network, digits, QUICK, keep=keep) for keep in (True, False))
         assert same(kept.state, fresh.state)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (training.Config, "epochs"),
+        (training.Config, "batch"),
+        (zoo.Config, "epochs"),
+        (zoo.Config, "batch"),
+        (soft_weight_sharing.Config, "components"),
+        (tuning.Config, "trials"),
+        (sane.Config, "batch"),
+    ],
+)
+def test_a_count_is_a_whole_number(config, field):
+    for value in (10.5, 10.0, np.float32(10), True, np.True_, None, "10", (10, 20.5)):
+        with pytest.raises(ValueError, match=f"Config: {field}=.*, expected a whole number >= "):
+            config(**{field: value})
+    assert config(**{field: np.int64(10)}) == config(**{field: 10})
+    assert type(getattr(config(**{field: np.int64(10)}), field)) is int
+
+
+def test_numpys_numbers_become_pythons():
+    config = zoo.Config(epochs=(np.int32(1), 2), lr=np.float32(0.5), snapshots=np.arange(3))
+    assert config == zoo.Config(epochs=(1, 2), lr=0.5, snapshots=(0, 1, 2))
+    assert json.loads(json.dumps(asdict(config)))["snapshots"] == [0, 1, 2]
+    for wrong in ({"lr": True}, {"lr": (0.1, "1")}, {"lr": math.nan}, {"snapshots": (0.5,)}, {"dropout": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*, expected a"):
+            zoo.Config(**wrong)

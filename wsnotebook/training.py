@@ -14,12 +14,14 @@ import os
 import re
 import time
 import types
+import typing
 import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -398,10 +400,19 @@ def check_choice(field: str, value, choices) -> None:
 
 
 def check_at_least(config, **bounds: float) -> None:
-    """Raise ValueError naming the first field of `config` that is below its bound or not a number."""
+    """Raise ValueError naming the first field of `config` that is below its bound or no number of the field's type.
+
+    Where the type has tuples, one is looked at value by value. NumPy's numbers become Python's: they are printed,
+    hashed and written as JSON like these.
+    """
+    hints = typing.get_type_hints(type(config))
     for field, low in bounds.items():
-        value = getattr(config, field)
-        if not isinstance(value, int | float) or not value >= low or math.isinf(value):
-            raise ValueError(
-                f"{type(config).__module__.rpartition('.')[2]}.Config: {field}={value!r}, expected a number >= {low}"
-            )
+        kinds, value = (hints[field], *typing.get_args(hints[field])), getattr(config, field)
+        several = isinstance(value, tuple) and any(typing.get_origin(kind) is tuple for kind in kinds)
+        numbers = tuple(v.item() if isinstance(v, np.generic) else v for v in (value if several else (value,)))
+        allowed, expected = ((int,), "a whole number") if int in kinds else ((int, float), "a number")
+        for number in numbers:
+            if type(number) not in allowed or not low <= number < math.inf:  # a bool is an instance of int
+                owner = type(config).__module__.rpartition(".")[2]
+                raise ValueError(f"{owner}.Config: {field}={number!r}, expected {expected} >= {low}")
+        object.__setattr__(config, field, numbers if several else numbers[0])

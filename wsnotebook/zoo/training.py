@@ -71,15 +71,13 @@ class Config:
     def __post_init__(self):
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("order", self.order, ("own", "shared"))
-        check_at_least(self, batch=1, shift=0, scored=1, seed=0)
+        object.__setattr__(self, "snapshots", tuple(self.snapshots))
+        check_at_least(self, batch=1, shift=0, scored=1, seed=0, snapshots=0)
+        check_at_least(self, epochs=0, lr=0, weight_decay=0, dropout=0)
         for field, choices in {"optimiser": ("adam", "adamw", "sgd"), "init": networks.INITS}.items():
             for value in self.choices(field):
                 check_choice(field, value, choices)
-        for field, low in {"epochs": 0, "lr": 0, "weight_decay": 0, "dropout": 0}.items():
-            for value in self.choices(field):
-                if not isinstance(value, int | float) or not low <= value < math.inf:
-                    raise ValueError(f"zoo.Config: {field}={value!r}, expected a number >= {low}")
-        if list(self.snapshots) != sorted(set(self.snapshots)) or min(self.snapshots, default=0) < 0:
+        if list(self.snapshots) != sorted(set(self.snapshots)):
             raise ValueError(f"zoo.Config: snapshots={self.snapshots}, expected increasing steps >= 0")
         if not isinstance(self.frozen, tuple):
             raise ValueError(f"zoo.Config: frozen={self.frozen!r}, expected a tuple of names or patterns")
