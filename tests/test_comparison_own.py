@@ -40,6 +40,7 @@ def test_a_zoos_file_is_taken_by_its_own_name_and_keeps_its_facts(folder, digits
     lying = replace(nets, facts={"test_accuracy": np.array([1.0, 2.0, 3.0]), "test_loss": np.ones(3)})
     again = own.load(lying.save(tmp_path / "some.safetensors"), "", digits)
     assert torch.equal(again.weights, nets.weights)
+    assert torch.equal(own.load(tmp_path / "some.safetensors", "squeezed:squeezed", digits).weights, nets.weights)
     assert again.facts["test_accuracy"].tolist() == [1, 2, 3]
     assert np.array_equal(again.facts["validation_loss"], nets.facts["validation_loss"])
     assert np.array_equal(again.facts["gap"], nets.facts["train_accuracy"] - [1, 2, 3])

@@ -1,6 +1,7 @@
 """A zoo trained whole at once is the zoo trained one network at a time, however it is cut up or interrupted."""
 
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -172,6 +173,13 @@ def test_processes_train_the_same_zoo(digits, tmp_path):
     one = zoo.train("mlp-64-8-10", digits, 20, FAST, folder=tmp_path / "a")
     with ProcessPoolExecutor(2) as executor:
         same(one, zoo.train("mlp-64-8-10", digits, 20, FAST, folder=tmp_path / "b", executor=executor))
+
+
+def test_processes_go_on_from_ones_own_networks(digits, tmp_path):
+    parents = zoo.train("squeezed:squeezed", digits, 2, FAST, folder=tmp_path / "parents")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        there = zoo.train("squeezed:squeezed", digits, 2, FAST, start=parents, folder=tmp_path / "a", executor=executor)
+    same(there, zoo.train("squeezed:squeezed", digits, 2, FAST, start=parents, folder=tmp_path / "b"))
 
 
 def test_without_numba_cnns_are_stacked_and_the_zoo_says_so(digits, tmp_path, monkeypatch):

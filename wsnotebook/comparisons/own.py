@@ -20,7 +20,8 @@ def load(path: str | Path, network: str, dataset: Dataset) -> Zoo:
     """The networks of a zoo's .safetensors file, or of a folder's checkpoints, and what each does on the dataset.
 
     They are on the dataset's device. network: the architecture of a folder's checkpoints, as `networks.build` takes it
-    (your own: package.module:function); a zoo's file names its own.
+    (your own: package.module:function); a zoo's file names its own, which has to be said too if it is a function, as
+    `zoo.load` explains.
     Facts, measured where they are absent or of other data: accuracies (%) and losses (nats) of train (its first 5,000
     rows), validation and test, and gap (train minus test accuracy).
     Raises FileNotFoundError for a path that is not there, and ValueError for a folder without `network`, networks that
@@ -36,7 +37,7 @@ def load(path: str | Path, network: str, dataset: Dataset) -> Zoo:
         channels = dataset.train[0].shape[1] if dataset.train[0].ndim == 4 else None
         nets = zoo.from_checkpoints(path, network, classes=dataset.outputs, channels=channels)
     else:
-        nets = zoo.load(path)
+        nets = zoo.load(path, network or None)
     return measured(nets.to(dataset.train[0].device), dataset)
 
 

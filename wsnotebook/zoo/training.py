@@ -234,7 +234,7 @@ class _Spool(NamedTuple):
         tensors = safetensors.torch.load_file(self.data, str(self.device))
         parts = {part: (tensors[f"{part}.x"], tensors[f"{part}.y"]) for part in PARTS}
         dataset = replace(self.work.dataset, **parts)
-        return self.work._replace(dataset=dataset, start=self.start and load(self.start))
+        return self.work._replace(dataset=dataset, start=self.start and load(self.start, self.work.network))
 
 
 @contextmanager
