@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wsnotebook import networks, zoo
+from wsnotebook import evaluation, networks, zoo
 from wsnotebook.comparisons import own
 
 
@@ -40,6 +40,7 @@ def test_a_zoos_file_is_taken_by_its_own_name_and_keeps_its_facts(folder, digits
     lying = replace(nets, facts={"test_accuracy": np.array([1.0, 2.0, 3.0]), "test_loss": np.ones(3)})
     again = own.load(lying.save(tmp_path / "some.safetensors"), "", digits)
     assert torch.equal(again.weights, nets.weights)
+    assert torch.equal(own.load(tmp_path / "some.safetensors", "squeezed:squeezed", digits).weights, nets.weights)
     assert again.facts["test_accuracy"].tolist() == [1, 2, 3]
     assert np.array_equal(again.facts["validation_loss"], nets.facts["validation_loss"])
     assert np.array_equal(again.facts["gap"], nets.facts["train_accuracy"] - [1, 2, 3])
@@ -50,6 +51,20 @@ def test_a_trained_zoo_stays_as_it_is(digits):
     same = own.measured(nets, digits)
     assert same.facts.keys() == nets.facts.keys()
     assert all(np.array_equal(same.facts[name], values) for name, values in nets.facts.items())
+
+
+@pytest.mark.parametrize("change", [{"name": "digits, negative"}, {"checksum": "0" * 64}])
+def test_facts_of_other_data_are_measured_again(digits, change):
+    nets = zoo.train("mlp-64-6-10", digits, 2, zoo.Config(epochs=2))
+    negative = replace(digits.changed("negative", lambda x: 1 - x), **({"name": "digits"} | change))
+    with pytest.warns(
+        RuntimeWarning, match=rf"facts of data 'digits' .*expected of '{negative.name}' .*measured again"
+    ):
+        again = own.measured(nets, negative)
+    assert again.facts.keys() == nets.facts.keys()
+    assert np.array_equal(again.facts["test_accuracy"], evaluation.report(nets, negative.test).accuracy)
+    assert np.array_equal(again.facts["gap"], again.facts["train_accuracy"] - again.facts["test_accuracy"])
+    assert not np.array_equal(again.facts["test_accuracy"], nets.facts["test_accuracy"])
 
 
 def test_errors_say_what_to_do(folder, digits):

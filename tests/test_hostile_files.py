@@ -19,6 +19,7 @@ from fuzzing import within
 from PIL import Image
 
 from wsnotebook import cli, datasets, networks, training, zoo
+from wsnotebook.comparisons import own
 from wsnotebook.methods import codec, header
 from wsnotebook.methods.superweight_plan import allocate
 from wsnotebook.methods.superweights import Bank
@@ -210,12 +211,24 @@ def test_a_checkpoint_that_unfolds_is_refused(tmp_path):
             training.read_state(tmp_path / "bomb.pt")
 
 
-def test_a_network_of_a_file_names_nothing_of_pythons_own(tmp_path):
-    one = a_zoo()
-    for name in ("os:abort", "posix:_exit", "pip._vendor.os:x", "antigravity:x", ".os:abort", ":abort"):
+def test_a_file_has_no_function_imported_or_called(tmp_path, monkeypatch):
+    (tmp_path / "harm.py").write_text(
+        "from pathlib import Path\nPath('imported').touch()\nmake = Path('called').touch\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    one, digits = a_zoo(), datasets.load("digits")
+    for name in ("harm:make", "torch.utils.collect_env:main", "os:abort", "pip._vendor.os:x", ".os:abort", ":abort"):
         file = zoo.Zoo(one.weights, one.layout, {}, name, {}).save(tmp_path / "z.safetensors")
-        with pytest.raises(ValueError, match="network|module name"):
-            zoo.load(file).module(0)
+        for load in (zoo.load, lambda path: own.load(path, "", digits)):
+            with pytest.raises(ValueError, match=rf"function '{name}'.*zoo.load\(path, network='{name}'\)"):
+                load(file).module(0)
+        for load in (zoo.load, lambda path, network: own.load(path, network, digits)):
+            with pytest.raises(ValueError, match=f"networks are '{name}', expected network='mlp-6-5-3'"):
+                load(file, "mlp-6-5-3")
+    assert not (tmp_path / "imported").exists()
+    with pytest.raises(ValueError, match="os is Python's own"):
+        networks.build("os:abort")
 
 
 # ---- archives ----------------------------------------------------------------------------------------------------

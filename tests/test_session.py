@@ -63,6 +63,8 @@ def test_threads_and_style_are_set_and_nothing_is_printed(capsys):
         ("01_x", {"seed": -1}, "seed=-1"),
         ("01_x", {"seed": 0.5}, "seed=0.5"),
         ("01_x", {"threads": 0}, "threads=0"),
+        ("01_x", {"threads": True}, "threads=True"),
+        ("01_x", {"seed": True}, "seed=True"),
         ("01_x", {"device": "abacus"}, "device='abacus'.*this machine has cpu"),
         ("01_x", {"device": "cuda:99"}, "device='cuda:99'"),
     ],

@@ -137,7 +137,7 @@ def test_batch_norm_and_convolutions_go_through(digits):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"components": 1}, "components=1, expected a number >= 2"),
+        ({"components": 1}, "components=1, expected a whole number >= 2"),
         ({"tau": -0.1}, "tau=-0.1, expected a number >= 0"),
         ({"tau": float("nan")}, "tau=nan"),
         ({"pi_0": 1.0}, "pi_0=1.0: expected a proportion strictly between 0 and 1"),

@@ -1,11 +1,18 @@
-from dataclasses import replace
+import json
+import math
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from wsnotebook import datasets, networks, training
+from wsnotebook import datasets, networks, training, tuning, zoo
+from wsnotebook.methods import sane, soft_weight_sharing
 from wsnotebook.training import fingerprint
 
 QUICK = training.Config(epochs=4, batch=64, lr=3e-3, seed=1)
@@ -133,7 +140,7 @@ def test_augmented_images_are_shifted_and_mirrored():
     [
         ({"optimiser": "adamw"}, "optimiser='adamw': expected one of 'adam', 'sgd'"),
         ({"schedule": "linear"}, "schedule='linear'"),
-        ({"epochs": -1}, "epochs=-1, expected a number >= 0"),
+        ({"epochs": -1}, "epochs=-1, expected a whole number >= 0"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"batch": 0}, "batch=0"),
         ({"shift": -1}, "shift=-1"),
@@ -197,6 +204,102 @@ def test_a_fingerprint_tells_contents_apart_and_nothing_else(digits):
         fingerprint(datasets.load("digits", seed=1)),
         fingerprint("w", 1),
         fingerprint("w1"),
+        fingerprint(()),
+        fingerprint((1, 2, w)),
     ]
     assert len(set(seen)) == len(seen)
     assert fingerprint(w, digits, 3) == fingerprint(w.clone(), datasets.load("digits"), 3)
+
+
+class Own(nn.Module):
+    """A user's network, with what it is given as attributes."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        vars(self).update(attributes)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+class Doubled(Own):
+    def forward(self, x):
+        return 2 * self.fc(x.flatten(1))
+
+
+def edited(body):
+    """The class as it is after somebody has edited its `forward`."""
+    names = {"Own": Own}
+    exec(f"class Edited(Own):\n    def forward(self, x):\n        return {body}", names)
+    return names["Edited"]
+
+
+def times(scale):
+    return lambda x: scale * x
+
+
+def of_the_same_weights():
+    """Networks that compute different functions."""
+    yield from (networks.build("mlp-64-16-10", activation=name) for name in ("relu", "tanh"))
+    yield networks.build("mlp-64-16-10", dropout=0.1)
+    yield from (networks.TransformerBlock(8, heads) for heads in (2, 4))
+    yield from (
+        cls() for cls in (Own, Doubled, edited("self.fc(x)"), edited("self.fc(x) + 1"), edited("3 * self.fc(x)"))
+    )
+    yield from (Own(f=f) for f in (torch.relu, torch.tanh, lambda x: x + 1, lambda x: x + 2))
+    yield from (Own(slope=slope) for slope in (0.1, 0.2))
+    yield from (Own(f=times(scale)) for scale in (1, 2))
+
+
+def test_what_a_network_does_with_its_tensors_counts():
+    kinds = [training.architecture(network) for network in of_the_same_weights()]
+    assert len(set(kinds)) == len(kinds)
+    assert kinds == [training.architecture(network) for network in of_the_same_weights()]
+
+
+def test_a_networks_text_is_the_same_in_another_process():
+    code = "from test_training import *; print(fingerprint(*map(training.architecture, of_the_same_weights())))"
+    found = {
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True).stdout
+        for _ in range(2)
+    }
+    assert found == {fingerprint(*map(training.architecture, of_the_same_weights())) + "\n"}
+
+
+def test_a_network_of_the_same_weights_is_not_given_the_result_of_another(digits):
+    relu, tanh = (networks.build("mlp-64-16-10", activation=name) for name in ("relu", "tanh"))
+    own, doubled = Own(), Doubled()
+    doubled.load_state_dict(own.state_dict())
+    for network in (relu, tanh, own, doubled):
+        kept, fresh = (training.train(network, digits, QUICK, keep=keep) for keep in (True, False))
+        assert same(kept.state, fresh.state)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (training.Config, "epochs"),
+        (training.Config, "batch"),
+        (zoo.Config, "epochs"),
+        (zoo.Config, "batch"),
+        (soft_weight_sharing.Config, "components"),
+        (tuning.Config, "trials"),
+        (sane.Config, "batch"),
+    ],
+)
+def test_a_count_is_a_whole_number(config, field):
+    for value in (10.5, 10.0, np.float32(10), True, np.True_, None, "10", (10, 20.5)):
+        with pytest.raises(ValueError, match=f"Config: {field}=.*, expected a whole number >= "):
+            config(**{field: value})
+    assert config(**{field: np.int64(10)}) == config(**{field: 10})
+    assert type(getattr(config(**{field: np.int64(10)}), field)) is int
+
+
+def test_numpys_numbers_become_pythons():
+    config = zoo.Config(epochs=(np.int32(1), 2), lr=np.float32(0.5), snapshots=np.arange(3))
+    assert config == zoo.Config(epochs=(1, 2), lr=0.5, snapshots=(0, 1, 2))
+    assert json.loads(json.dumps(asdict(config)))["snapshots"] == [0, 1, 2]
+    for wrong in ({"lr": True}, {"lr": (0.1, "1")}, {"lr": math.nan}, {"snapshots": (0.5,)}, {"dropout": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*, expected a"):
+            zoo.Config(**wrong)

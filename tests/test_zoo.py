@@ -1,6 +1,9 @@
 """Zoo: files, splits and selections keep every network and its facts; what is damaged or foreign is named."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +36,21 @@ def test_load_undoes_save(tmp_path):
     one = a_zoo()
     same(zoo.load(one.save(tmp_path / "deep" / "z.safetensors")), one)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["z.safetensors"]
+
+
+def test_a_zoo_of_ones_own_networks_is_loaded_where_they_are_known(tmp_path):
+    here = a_zoo(network="squeezed:squeezed")
+    same(zoo.load(path := here.save(tmp_path / "z.safetensors")), here)  # built in this process
+    code = (
+        "import sys; from wsnotebook import zoo; path, name = sys.argv[1:]\n"
+        "try: zoo.load(path)\nexcept ValueError as error: print(error)\n"
+        "assert 'squeezed' not in sys.modules\n"
+        "zoo.load(path, network=name).module(0); zoo.load(path).module(0)"
+    )
+    command = [sys.executable, "-c", code, path, "squeezed:squeezed"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"zoo {path}: its networks are made by the function 'squeezed:squeezed'")
+    assert "name it: zoo.load(path, network='squeezed:squeezed')" in done.stdout
 
 
 def test_facts_that_are_one_array_are_saved_as_two(tmp_path):

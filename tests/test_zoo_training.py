@@ -1,6 +1,7 @@
 """A zoo trained whole at once is the zoo trained one network at a time, however it is cut up or interrupted."""
 
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from wsnotebook import engines, evaluation, networks, training, zoo
 from wsnotebook.layout import COUNTERS, Layout
+from wsnotebook.methods.properties import last_snapshots
 
 FAST = zoo.Config(epochs=1, batch=100, lr=3e-3)
 
@@ -173,6 +175,13 @@ def test_processes_train_the_same_zoo(digits, tmp_path):
         same(one, zoo.train("mlp-64-8-10", digits, 20, FAST, folder=tmp_path / "b", executor=executor))
 
 
+def test_processes_go_on_from_ones_own_networks(digits, tmp_path):
+    parents = zoo.train("squeezed:squeezed", digits, 2, FAST, folder=tmp_path / "parents")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        there = zoo.train("squeezed:squeezed", digits, 2, FAST, start=parents, folder=tmp_path / "a", executor=executor)
+    same(there, zoo.train("squeezed:squeezed", digits, 2, FAST, start=parents, folder=tmp_path / "b"))
+
+
 def test_without_numba_cnns_are_stacked_and_the_zoo_says_so(digits, tmp_path, monkeypatch):
     pytest.importorskip("numba")
     compiled = zoo.train("cnn-tiny", digits, 2, FAST, folder=tmp_path / "a")
@@ -299,11 +308,47 @@ def test_children_keep_their_parents_activation(digits, tmp_path):
     assert children.facts["activation"].tolist() == parents.facts["activation"].tolist()
 
 
+def test_networks_of_unknown_activation_go_on_with_the_ones_that_are_asked_for(digits, tmp_path):
+    parents = zoo.train("mlp-64-8-10", digits, 2, zoo.Config(epochs=0))
+    config = zoo.Config(epochs=0, activation=("relu", "tanh"))
+    children = zoo.train("mlp-64-8-10", digits, 2, config, start=parents, folder=tmp_path)
+    assert "activation" not in parents.facts
+    assert children.facts["activation"].tolist() == [model.activation for model in zoo.plan(config, 2)]
+
+
+def test_what_a_start_knows_of_its_networks_counts_as_their_weights_do(digits):
+    kinds = [zoo.train("mlp-64-8-10", digits, 2, zoo.Config(epochs=0, activation=kind)) for kind in ("relu", "tanh")]
+    assert torch.equal(kinds[0].weights, kinds[1].weights)
+    starts = [*kinds, kinds[1].derived(kinds[1].weights, model=np.array([7, 8]))]
+    children = [zoo.train("mlp-64-8-10", digits, 2, FAST, start=start) for start in starts]
+    assert [one.facts["activation"][0] for one in children] == ["relu", "tanh", "tanh"]
+    assert [one.facts["parent"].tolist() for one in children] == [[0, 1], [0, 1], [7, 8]]
+
+
+def test_a_network_of_ones_own_that_was_edited_is_trained_again(digits, tmp_path, monkeypatch):
+    (tmp_path / "edited_network.py").write_text(
+        "from torch import nn\nf = nn.ReLU\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), f(), nn.Linear(8, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = zoo.train("edited_network:make", digits, 2, FAST)
+    monkeypatch.setattr("edited_network.f", nn.Tanh)
+    assert not torch.equal(zoo.train("edited_network:make", digits, 2, FAST).weights, before.weights)
+
+
 def test_networks_that_diverge_are_left_out_and_named(digits, tmp_path):
     config = zoo.Config(epochs=1, batch=100, optimiser="sgd", lr=(0.01, 1e30), activation="relu")
-    with pytest.warns(RuntimeWarning, match="2 of 4 networks diverged"):
-        one = zoo.train("mlp-64-8-10", digits, 4, config, folder=tmp_path)
-    assert set(one.facts["lr"].tolist()) == {0.01}
+    for snapshots in ((), (0, 1)):
+        asked = replace(config, snapshots=snapshots)
+        lost = [model.number for model in zoo.plan(asked, 4) if model.lr > 1]
+        for _ in ("trained", "loaded"):
+            with pytest.warns(RuntimeWarning, match="2 of 4 networks diverged") as told:
+                one = zoo.train("mlp-64-8-10", digits, 4, asked, folder=tmp_path / str(snapshots))
+            assert str(told[0].message).endswith(f"left out from there on: {lost}")
+            assert one.provenance["diverged"] == lost
+            assert set(one.facts["model"][one.facts["step"] > 1].tolist()) == {0, 1, 2, 3} - set(lost)
+            assert (set(lost) <= set(one.facts["model"].tolist())) == (0 in snapshots)
+            assert set(one.facts["step"][last_snapshots(one)].tolist()) == {one.facts["step"].max()}
 
 
 def test_what_cannot_be_trained_is_said_before_any_work(digits, tmp_path):

@@ -7,7 +7,8 @@ that DeepWeightFlow generates, vit-tiny its twin for 8 x 8. mlp-A-B-..-C is any 
 residual network (Zagoruyko and Komodakis 2016), resnet-D any narrow one (D = 6 n + 2). cornn-H-A are the six of the
 CORNN benchmark: two inputs, H = 1, 3 or 5 hidden layers of 10 with A = relu or tanh, one output.
 mixed-A-B-..-C is a perceptron with an activation of its own for each unit (SWAT-NN, Huang et al. 2025).
-package.module:function is your own: the function is imported and called without arguments.
+package.module:function is your own: the function is imported and called without arguments. A file that brings such a
+name is not believed: `zoo.load` takes it only from a caller who says it too.
 """
 
 import difflib
@@ -151,10 +152,18 @@ def initialise(network: nn.Module, init: str) -> None:
                 nn.init.zeros_(module.bias)
 
 
+_BUILT = set()  # names of users' functions that were called in this process
+
+
+def is_safe(name: str) -> bool:
+    """Whether building the network of this name calls nothing but the package, or a function that was called before."""
+    return ":" not in name or name in _BUILT
+
+
 def _own(name: str) -> nn.Module:
     """The network that a user's function makes."""
     module, _, function = name.partition(":")
-    if module.partition(".")[0] in sys.stdlib_module_names:  # a file of weights may bring any name
+    if module.partition(".")[0] in sys.stdlib_module_names:  # which a module of yours would be hidden by
         raise ValueError(f"network {name!r}: {module} is Python's own; expected a module of yours, under another name")
     try:
         network = getattr(importlib.import_module(module), function)()
@@ -164,6 +173,7 @@ def _own(name: str) -> nn.Module:
         ) from None
     if not isinstance(network, nn.Module):
         raise ValueError(f"network {name!r} gives {type(network).__name__}, expected a torch.nn.Module")
+    _BUILT.add(name)
     return network
 
 

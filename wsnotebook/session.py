@@ -67,7 +67,7 @@ def start(
         )
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: expected one of {', '.join(SCALES)}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**32 - 1")
     _check_number("threads", threads, 1)
     _check_number("processes", processes, 1)
@@ -131,7 +131,7 @@ def machine() -> dict[str, Any]:
 
 
 def _check_number(name: str, value: Any, low: int) -> None:
-    if not isinstance(value, int) or value < low:
+    if type(value) is not int or value < low:  # True is an int as well
         raise ValueError(f"{name}={value!r}: expected an integer of at least {low}")
 
 

@@ -7,16 +7,21 @@ and goes on gives the same numbers as one that was not.
 import contextlib
 import copy
 import hashlib
+import inspect
 import io
 import math
 import os
+import re
 import time
+import types
+import typing
 import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -185,19 +190,21 @@ def augmented(x: Tensor, config) -> Tensor:
 
 
 def kept_path(kind: str, config, dataset: Dataset, network: nn.Module) -> Path:
-    """Where a run's state is kept: one file for each (kind, config, data, starting weights, package version)."""
-    return cache_folder() / "results" / f"{kind}-{fingerprint(config, dataset, *network.state_dict().items())}.pt"
+    """Where a run's state is kept: one file for each (kind, config, data, network as it starts, package version)."""
+    return cache_folder() / "results" / f"{kind}-{fingerprint(config, dataset, network)}.pt"
 
 
 def fingerprint(*parts) -> str:
     """24 hex digits that tell inputs apart, of this version of the package: what a kept result's file is named by.
 
-    Tensors, and those of (name, tensor), count by their content, data sets by checksum, split and their first rows,
-    which may have been transformed, the rest by repr.
+    Tensors, and those of (name, tensor), count by their content, modules by their tensors and what they do with them,
+    data sets by checksum, split and their first rows, which may have been transformed, the rest by repr.
     """
     digest = hashlib.sha256(wsnotebook.__version__.encode())
+    parts = [p for part in parts for p in (_module_parts(part) if isinstance(part, nn.Module) else (part,))]
     for part in parts:
-        name, part = part if isinstance(part, tuple) and isinstance(part[-1], Tensor) else ("", part)
+        named = isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], Tensor)
+        name, part = part if named else ("", part)
         if isinstance(part, Tensor):
             digest.update(f"\0{name} {tuple(part.shape)}".encode())
             digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -210,6 +217,42 @@ def fingerprint(*parts) -> str:
         else:
             digest.update(f"\0{part!r}".encode())
     return digest.hexdigest()[:24]
+
+
+def _module_parts(network: nn.Module) -> list:
+    return [*network.state_dict().items(), architecture(network)]
+
+
+def architecture(network: nn.Module) -> str:
+    """What a network does with its tensors, as text: its form, its modules' attributes, and its own classes' code.
+
+    Equal tensors do not make equal networks: activations have none, and a class of the user's may have any `forward`.
+    Attributes count because repr leaves some out, as a number of heads. The package's own code counts by its version;
+    functions that a user's class calls do not count.
+    """
+    inherited = vars(nn.Module())
+    parts = [repr(network)]
+    for name, module in network.named_modules():
+        parts += [f"{name}.{key} = {_text(value)}" for key, value in vars(module).items() if key not in inherited]
+    classes = {cls for module in network.modules() for cls in type(module).__mro__} - {object}
+    for cls in sorted(classes, key=lambda cls: (cls.__module__, cls.__qualname__)):
+        if cls.__module__.partition(".")[0] not in ("wsnotebook", "torch"):
+            parts += [f"{cls.__qualname__}.{key} = {_text(value)}" for key, value in vars(cls).items()]
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", "\n".join(parts))  # addresses differ between processes
+
+
+def _text(value) -> str:
+    """A function by what runs (its source may be absent, or edited since), anything else by repr."""
+    function = inspect.unwrap(getattr(value, "__func__", getattr(value, "fget", value)))
+    if not isinstance(function, types.FunctionType):
+        return repr(value)
+    closure = [cell.cell_contents for cell in function.__closure__ or ()]
+    return f"{_code(function.__code__)} {function.__defaults__} {function.__kwdefaults__} {closure}"
+
+
+def _code(code: types.CodeType) -> str:
+    constants = [_code(c) if isinstance(c, types.CodeType) else c for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def as_vector(network: nn.Module) -> nn.Parameter:
@@ -357,10 +400,19 @@ def check_choice(field: str, value, choices) -> None:
 
 
 def check_at_least(config, **bounds: float) -> None:
-    """Raise ValueError naming the first field of `config` that is below its bound or not a number."""
+    """Raise ValueError naming the first field of `config` that is below its bound or no number of the field's type.
+
+    Where the type has tuples, one is looked at value by value. NumPy's numbers become Python's: they are printed,
+    hashed and written as JSON like these.
+    """
+    hints = typing.get_type_hints(type(config))
     for field, low in bounds.items():
-        value = getattr(config, field)
-        if not isinstance(value, int | float) or not value >= low or math.isinf(value):
-            raise ValueError(
-                f"{type(config).__module__.rpartition('.')[2]}.Config: {field}={value!r}, expected a number >= {low}"
-            )
+        kinds, value = (hints[field], *typing.get_args(hints[field])), getattr(config, field)
+        several = isinstance(value, tuple) and any(typing.get_origin(kind) is tuple for kind in kinds)
+        numbers = tuple(v.item() if isinstance(v, np.generic) else v for v in (value if several else (value,)))
+        allowed, expected = ((int,), "a whole number") if int in kinds else ((int, float), "a number")
+        for number in numbers:
+            if type(number) not in allowed or not low <= number < math.inf:  # a bool is an instance of int
+                owner = type(config).__module__.rpartition(".")[2]
+                raise ValueError(f"{owner}.Config: {field}={number!r}, expected {expected} >= {low}")
+        object.__setattr__(config, field, numbers if several else numbers[0])

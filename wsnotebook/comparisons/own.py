@@ -1,5 +1,7 @@
 """A user's own networks for the comparisons: a zoo's file, or a folder of checkpoints of any one architecture."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,18 @@ from wsnotebook.methods.properties import last_snapshots
 from wsnotebook.zoo.value import Zoo
 
 SCORED = zoo.Config().scored  # training rows, the first, that a training accuracy is measured on
+PARTS = ("train", "validation", "test")
+MEASURED = {"gap"} | {f"{part}_{fact}" for part in PARTS for fact in ("accuracy", "loss")}
 
 
 def load(path: str | Path, network: str, dataset: Dataset) -> Zoo:
     """The networks of a zoo's .safetensors file, or of a folder's checkpoints, and what each does on the dataset.
 
     They are on the dataset's device. network: the architecture of a folder's checkpoints, as `networks.build` takes it
-    (your own: package.module:function); a zoo's file names its own. Facts, measured where they are absent: accuracies
-    (%) and losses (nats) of train (its first 5,000 rows), validation and test, and gap (train minus test accuracy).
+    (your own: package.module:function); a zoo's file names its own, which has to be said too if it is a function, as
+    `zoo.load` explains.
+    Facts, measured where they are absent or of other data: accuracies (%) and losses (nats) of train (its first 5,000
+    rows), validation and test, and gap (train minus test accuracy).
     Raises FileNotFoundError for a path that is not there, and ValueError for a folder without `network`, networks that
     do not take the data, and what `zoo.load` and `zoo.from_checkpoints` do.
     """
@@ -31,15 +37,25 @@ def load(path: str | Path, network: str, dataset: Dataset) -> Zoo:
         channels = dataset.train[0].shape[1] if dataset.train[0].ndim == 4 else None
         nets = zoo.from_checkpoints(path, network, classes=dataset.outputs, channels=channels)
     else:
-        nets = zoo.load(path)
+        nets = zoo.load(path, network or None)
     return measured(nets.to(dataset.train[0].device), dataset)
 
 
 def measured(nets: Zoo, dataset: Dataset) -> Zoo:
-    """The networks with accuracies, losses and gap as facts, measured where they are absent; errors as `load`."""
+    """The networks with accuracies, losses and gap as facts, measured where they are absent; errors as `load`.
+
+    Facts of networks that were trained on other data are of that data: they are measured again, with a RuntimeWarning.
+    """
     dataset.check_classes("a comparison of networks")
+    here = {"dataset": dataset.name, "checksum": dataset.checksum}
+    there = {key: nets.provenance.get(key, value) for key, value in here.items()}
+    if there != here and (others := MEASURED & nets.facts.keys()):
+        of = f"{there['dataset']!r} (checksum {str(there['checksum'])[:12]})"
+        wanted = f"{dataset.name!r} (checksum {dataset.checksum[:12]})"
+        warnings.warn(f"facts of data {of}, expected of {wanted}: measured again", RuntimeWarning, stacklevel=2)
+        nets = replace(nets, facts={name: values for name, values in nets.facts.items() if name not in others})
     facts = {}
-    for part in ("train", "validation", "test"):
+    for part in PARTS:
         if not {f"{part}_accuracy", f"{part}_loss"} <= nets.facts.keys():
             x, y = getattr(dataset, part)
             found = evaluation.report(nets, (x[:SCORED], y[:SCORED]) if part == "train" else (x, y))

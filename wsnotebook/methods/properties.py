@@ -136,12 +136,14 @@ def fact_of(zoo: Zoo, name: str) -> np.ndarray:
 
 
 def last_snapshots(zoo: Zoo) -> np.ndarray:
-    """Rows of each model's last snapshot. Raises ValueError without fact "step"."""
+    """Rows of each model's last snapshot, unless it diverged later. Raises ValueError without fact "step"."""
     step = fact_of(zoo, "step").astype(float)
-    _, model = np.unique(zoo.facts.get("model", np.arange(len(zoo))), return_inverse=True)
+    number = zoo.facts.get("model", np.arange(len(zoo)))
+    _, model = np.unique(number, return_inverse=True)
     last = np.full(len(zoo), -np.inf)  # of each model
     np.maximum.at(last, model, step)
-    return np.flatnonzero(step == last[model])
+    diverged = np.isin(number, zoo.provenance.get("diverged", []))  # by `zoo.train`: its rows end before its training
+    return np.flatnonzero((step == last[model]) & ~diverged)
 
 
 def split(zoo: Zoo, shares: Sequence[float] = SHARES, seed: int = 0) -> list[np.ndarray]:

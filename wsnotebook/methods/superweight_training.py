@@ -184,5 +184,4 @@ def compared(
 
 
 def _path(kind: str, config: Config, dataset: Dataset, networks: Sequence[nn.Module], plan: Plan) -> Path:
-    weights = [(f"{n}.{name}", t) for n, network in enumerate(networks) for name, t in network.state_dict().items()]
-    return cache_folder() / "results" / f"{kind}-{fingerprint(config, dataset, plan, *weights)}.pt"
+    return cache_folder() / "results" / f"{kind}-{fingerprint(config, dataset, plan, *networks)}.pt"

@@ -28,6 +28,7 @@ from wsnotebook.datasets import Dataset, cache_folder
 from wsnotebook.layout import COUNTERS, Layout
 from wsnotebook.training import (
     SCHEDULES,
+    architecture,
     augmented,
     check_at_least,
     check_choice,
@@ -70,15 +71,13 @@ class Config:
     def __post_init__(self):
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("order", self.order, ("own", "shared"))
-        check_at_least(self, batch=1, shift=0, scored=1, seed=0)
+        object.__setattr__(self, "snapshots", tuple(self.snapshots))
+        check_at_least(self, batch=1, shift=0, scored=1, seed=0, snapshots=0)
+        check_at_least(self, epochs=0, lr=0, weight_decay=0, dropout=0)
         for field, choices in {"optimiser": ("adam", "adamw", "sgd"), "init": networks.INITS}.items():
             for value in self.choices(field):
                 check_choice(field, value, choices)
-        for field, low in {"epochs": 0, "lr": 0, "weight_decay": 0, "dropout": 0}.items():
-            for value in self.choices(field):
-                if not isinstance(value, int | float) or not low <= value < math.inf:
-                    raise ValueError(f"zoo.Config: {field}={value!r}, expected a number >= {low}")
-        if list(self.snapshots) != sorted(set(self.snapshots)) or min(self.snapshots, default=0) < 0:
+        if list(self.snapshots) != sorted(set(self.snapshots)):
             raise ValueError(f"zoo.Config: snapshots={self.snapshots}, expected increasing steps >= 0")
         if not isinstance(self.frozen, tuple):
             raise ValueError(f"zoo.Config: frozen={self.frozen!r}, expected a tuple of names or patterns")
@@ -134,8 +133,9 @@ def train(
 
     Facts of a network: model (its number), step, epoch, seed, parent (-1: trained from scratch), the fields of
     `VARIED`, accuracies in % and losses in nats of train (rows `scored`), validation and test, and gap (train
-    minus test accuracy). Networks that diverged are left out with a RuntimeWarning. Raises ValueError for n < 1, a
-    network that does not take the data, and a choice or a frozen parameter that it does not have.
+    minus test accuracy). Networks that diverged are left out from there on: a RuntimeWarning and provenance "diverged"
+    name them. Raises ValueError for n < 1, a network that does not take the data, and a choice or a frozen parameter
+    that it does not have.
     """
     if n < 1 or shard < 1:
         raise ValueError(f"n={n}, shard={shard}: expected at least 1 network, and 1 in a shard")
@@ -144,7 +144,7 @@ def train(
     if start is not None:
         if start.network != network or len(start) != n:
             raise ValueError(f"start: {len(start)} x {start.network}, expected {n} x {network}")
-        activations = start.facts.get("activation", [config.activation] * n)
+        activations = start.facts.get("activation", [model.activation for model in models])
         models = [replace(m, activation=a and str(a)) for m, a in zip(models, activations, strict=True)]
     for model in {(m.activation, m.dropout, m.init): m for m in models}.values():  # before any work: do they fit?
         _build(network, dataset, model)
@@ -155,9 +155,10 @@ def train(
     _frozen(template, config)
     engine = engines.choose(template, device.type)
     work = _Work(network, dataset, config, engine, start)
-    folder = Path(folder) if folder else _folder(work, n)
+    folder = Path(folder) if folder else _folder(work, n, template)
     whole = folder / "zoo.safetensors"
     if (kept := _kept(whole)) is not None:
+        _diverged(kept, models, steps)
         return kept.to(device)
 
     size = 1 if engine == "single" else engines.GROUP
@@ -184,13 +185,20 @@ def train(
             raise
     else:
         zoo = zoo.filter(np.lexsort((zoo.facts["step"], zoo.facts["model"])))
-        if lost := sorted(set(range(n)) - set(zoo.facts["model"].tolist())):
-            left_out = f"{len(lost)} of {n} networks diverged and are left out: {lost}"
-            warnings.warn(left_out, RuntimeWarning, stacklevel=2)
-        zoo.save(whole)
+        replace(zoo, provenance=zoo.provenance | {"diverged": _diverged(zoo, models, steps)}).save(whole)
     for path in paths:
         path.unlink(missing_ok=True)
     return load(whole).to(device)
+
+
+def _diverged(zoo: Zoo, models: list[Model], steps: int) -> list[int]:
+    """Whose last step, of so many an epoch, is missing; a RuntimeWarning says so, also whenever the zoo is loaded."""
+    there = set(zip(zoo.facts["model"].tolist(), zoo.facts["step"].tolist(), strict=True))
+    lost = [model.number for model in models if (model.number, steps * model.epochs) not in there]
+    if lost:
+        left_out = f"{len(lost)} of {len(models)} networks diverged and are left out from there on: {lost}"
+        warnings.warn(left_out, RuntimeWarning, stacklevel=3)
+    return lost
 
 
 def _kept(path: Path) -> Zoo | None:
@@ -226,7 +234,7 @@ class _Spool(NamedTuple):
         tensors = safetensors.torch.load_file(self.data, str(self.device))
         parts = {part: (tensors[f"{part}.x"], tensors[f"{part}.y"]) for part in PARTS}
         dataset = replace(self.work.dataset, **parts)
-        return self.work._replace(dataset=dataset, start=self.start and load(self.start))
+        return self.work._replace(dataset=dataset, start=self.start and load(self.start, self.work.network))
 
 
 @contextmanager
@@ -243,9 +251,14 @@ def _spooled(work: _Work, folder: Path) -> Iterator[_Spool]:
         yield _Spool(work._replace(dataset=light, start=None), work.dataset.train[0].device, data, start)
 
 
-def _folder(work: _Work, n: int) -> Path:
+def _folder(work: _Work, n: int, template: torch.nn.Module) -> Path:
     network, dataset, config, engine, start = work
-    name = fingerprint(network, dataset, n, config, engine, start and start.weights)
+    parts = [network, dataset, n, config, engine, start and start.weights]
+    if start is not None:
+        parts += [(fact, start.facts[fact].tolist()) for fact in ("activation", "model") if fact in start.facts]
+    if ":" in network:  # what the user's function makes, it may not have made yesterday
+        parts.append(architecture(template))
+    name = fingerprint(*parts)
     return cache_folder() / "zoos" / f"{network.replace(':', '.')}-{name}"
 
 

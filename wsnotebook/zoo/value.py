@@ -152,10 +152,12 @@ class Zoo:
         return Path(path)
 
 
-def load(path: str | Path) -> Zoo:
+def load(path: str | Path, network: str | None = None) -> Zoo:
     """The zoo in a file that `Zoo.save` wrote, memory-mapped.
 
-    Raises FileNotFoundError, or ValueError for a damaged file or one that holds something else.
+    network: its architecture, needed where that is your own (package.module:function) and you have not built it in this
+    process: a file may name any function that can be imported, so it is called only if you name it as well.
+    Raises FileNotFoundError, or ValueError for a damaged file, one that holds something else, or another network.
     """
     path = Path(path)
     if not path.is_file():
@@ -193,6 +195,14 @@ def load(path: str | Path) -> Zoo:
             raise ValueError(f"network {text['network']!r}, provenance {text['provenance']!r}: no text, or no dict")
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"zoo {path}: damaged ({type(error).__name__}: {error})") from None
+    named = text["network"]
+    if network is not None and named != network:
+        raise ValueError(f"zoo {path}: its networks are {named!r}, expected network={network!r}")
+    if network is None and not networks.is_safe(named):
+        raise ValueError(
+            f"zoo {path}: its networks are made by the function {named!r}, which a file alone cannot have called; "
+            f"if you know that function, name it: zoo.load(path, network={named!r})"
+        )
     try:
         return Zoo(weights, layout, facts, **text)
     except ValueError as error:
