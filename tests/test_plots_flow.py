@@ -128,7 +128,9 @@ def test_transfers_draw_each_arms_means_and_intervals():
     assert high == pytest.approx(52 + 2 * half)
     (steps,) = plots.transfers({"here": replace(found, epochs=(0.0, 0.1), steps=(0, 100))}).axes
     assert [label.get_text() for label in steps.get_xticklabels()] == ["0", "100"]
-    assert (steps.get_xlabel(), figure.axes[0].get_xlabel()) == ("steps", "epochs")
+    assert (steps.get_xlabel(), figure.axes[0].get_xlabel()) == tuple(
+        f"{unit} (not to scale)" for unit in ("steps", "epochs")
+    )
     with pytest.raises(ValueError, match="panels is empty"):
         plots.transfers({})
 

@@ -112,7 +112,7 @@ def generation_training(tuned: Transfer, found: Mapping[str, Sequence[Novelty]])
     left.set(ylabel="test accuracy (%)")
     right.set(ylabel="distance to the nearest (zoo's = 1)", ylim=(0, None))
     for ax in (left, right):
-        ax.set(xlabel="steps", xticks=places, xticklabels=tuned.steps or tuned.epochs)
+        ax.set(xlabel="steps (not to scale)", xticks=places, xticklabels=tuned.steps or tuned.epochs)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     most = {arm: max(each.joint for each in own) for arm, own in found.items()}
     best = max(most, key=most.get)

@@ -28,15 +28,15 @@ def knowledge(entries: Sequence) -> Figure:
         raise ValueError(f"entries: {len(answers)} with different questions or none; expected one comparison's")
     questions = list(answers[0])
     means = np.array([[mean for mean, _ in each.values()] for each in answers])  # (entries, questions)
-    figure = Figure(figsize=(7, 1.3 + 0.3 * len(entries)))
+    figure = Figure(figsize=(7, 1.3 + 0.34 * len(entries)))
     axes = figure.subplots()
     axes.imshow(means, cmap=SHADES, vmin=0, vmax=1, aspect="auto")
     for (row, column), mean in np.ndenumerate(means):
         half = list(answers[row].values())[column][1]
         ink = "white" if mean > DARK else INK
-        axes.text(column, row - 0.08, f"{round(mean, 2) + 0.0:.2f}", ha="center", va="center", fontsize=7.5, color=ink)
+        axes.text(column, row - 0.14, f"{round(mean, 2) + 0.0:.2f}", ha="center", va="center", fontsize=7.5, color=ink)
         if np.isfinite(half):
-            axes.text(column, row + 0.3, f"± {half:.2f}", ha="center", va="center", fontsize=4.5, color=ink)
+            axes.text(column, row + 0.3, f"± {half:.2f}", ha="center", va="center", fontsize=6, color=ink)
     best = (means >= means.max(0) - TIE) & (means > 10 * TIE)  # (entries, questions)
     for row, column in np.argwhere(best):
         axes.add_patch(Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, fill=False, ec=FRAME, lw=1.6))

@@ -154,7 +154,8 @@ def transfers(panels: Mapping) -> Figure:
             middle, half = np.array([interval(epoch.tolist()) for epoch in values]).T
             (lines[arm],) = ax.plot(places, middle, color=colour, marker=marker, ms=5, lw=1.6, label=arm)
             ax.fill_between(places, middle - half, middle + half, color=colour, alpha=0.2, lw=0)
-        ax.set(title=title, xlabel="steps" if found.steps else "epochs", xticks=places, xticklabels=names)
+        unit = "steps" if found.steps else "epochs"
+        ax.set(title=title, xlabel=f"{unit} (not to scale)", xticks=places, xticklabels=names)
     axes[0].set(ylabel="test accuracy (%)")
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=3)
     figure.suptitle("Accuracy over further training, by what the networks start as", x=0.01, ha="left")
