@@ -169,10 +169,13 @@ def heading(e) -> str:
 
 
 def _histogram(axes, drawn: Weights) -> None:
-    axes.stairs(drawn.counts, drawn.edges, fill=True, color=WEIGHTS)
-    axes.plot(drawn.grid, drawn.mixture, color=INK, lw=1.1)
+    keys = [axes.stairs(drawn.counts, drawn.edges, fill=True, color=WEIGHTS, label="weights")]
+    if len(drawn.grid):
+        keys += axes.plot(drawn.grid, drawn.mixture, color=INK, lw=1.1, label="mixture")
     for centre in drawn.centres:
-        axes.axvline(centre, 0, 0.05, color=OTHER, lw=1)
+        tick = axes.axvline(centre, 0, 0.05, color=OTHER, lw=1, label="values of codebooks")
+    keys += [tick] if len(drawn.centres) else []
+    axes.legend(handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=7)
     axes.set(yscale="log", ylim=(0.5, 2 * drawn.counts.max()), xlabel="weight value", ylabel="weights in a bin")
 
 
