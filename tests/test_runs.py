@@ -209,6 +209,50 @@ def test_a_failure_is_told_with_its_cell_and_the_others_run(folder, tmp_path, ca
     assert (cache / "results" / "one.pt").read_text() == "new"  # what the fresh run kept takes the place of the old
 
 
+def test_what_a_fresh_run_keeps_is_kept_when_it_ends_and_outlasts_an_interrupt(folder, tmp_path, monkeypatch):
+    cache, pictures = tmp_path / "cache", tmp_path / "pictures"
+    monkeypatch.setenv("WSNOTEBOOK_CACHE", str(cache))
+    monkeypatch.setenv("WSNOTEBOOK_FIGURES", str(pictures))
+    kept = ["results/one.pt", "zoos/mlp-1/zoo.safetensors"]
+    half = ["results/.one.pt.12", "zoos/mlp-2/shard-8-0.safetensors", "zoos/mlp-2/.spool-1/data.safetensors"]
+
+    def interrupted(tasks, jobs):
+        (path, _, target, environment), _ = tasks
+        for name in (*kept, *half):
+            made = Path(environment["WSNOTEBOOK_CACHE"], name)
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.write_text("new")
+        yield runs.Run(path.stem, target, None, 1.0, 2.0, None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_as_they_end", interrupted)
+    put(folder, "01_first")
+    put(folder, "02_second")
+    assert cli.main(["figures", "--fresh"]) == 130
+    assert sorted(str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()) == kept
+    assert list(json.loads((pictures / "quick" / "costs.json").read_text())) == ["01_first"]
+
+
+def test_results_that_cannot_be_kept_are_told_and_end_no_other_run(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "results").write_text("in the way")
+    monkeypatch.setenv("WSNOTEBOOK_CACHE", str(cache))
+
+    def two(tasks, jobs):
+        for path, _, target, environment in tasks:
+            made = Path(environment["WSNOTEBOOK_CACHE"], "results", "one.pt")
+            made.parent.mkdir()
+            made.write_text("new")
+            yield runs.Run(path.stem, target, None, 1.0, 2.0, None)
+
+    monkeypatch.setattr(runs, "_as_they_end", two)
+    chosen = [runs.read(put(folder, name)) for name in ("01_first", "02_second")]
+    with pytest.warns(RuntimeWarning, match="0._.*: not kept: cannot write"):
+        ended = runs.execute(chosen, {}, copies=tmp_path, pictures=tmp_path, fresh=True)
+    assert [run.notebook for run in ended] == ["01_first", "02_second"]
+
+
 @pytest.mark.notebooks
 def test_two_at_a_time_give_the_numbers_of_one_at_a_time(folder, tmp_path):
     sums = "import numpy as np\na = np.random.default_rng(seed).normal(size=(300, 300))\nprint((a @ a @ a).sum())"
