@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -325,6 +327,23 @@ def test_stripping_keeps_what_a_reader_sees_and_is_a_projection():
     assert runs.strip(stripped) == stripped
     assert len(notebook.cells) == 2
     assert len(cell.outputs) == 6
+
+
+def test_an_interrupt_takes_back_what_an_executor_has_not_begun(monkeypatch):
+    begun, go_on = [], threading.Event()
+
+    def elsewhere(number):
+        begun.append(number)
+        return number if number == 0 else go_on.wait(1)
+
+    monkeypatch.setattr(runs, "_run_elsewhere", elsewhere)
+    with ThreadPoolExecutor(1) as executor:
+        ending = runs._by(executor, [(number,) for number in range(6)])
+        assert next(ending) == 0
+        with pytest.raises(KeyboardInterrupt):
+            ending.throw(KeyboardInterrupt)
+        go_on.set()
+    assert len(begun) <= 2
 
 
 @pytest.mark.notebooks

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -171,6 +171,24 @@ def test_processes_train_the_same_zoo(digits, tmp_path):
     one = zoo.train("mlp-64-8-10", digits, 20, FAST, folder=tmp_path / "a")
     with ProcessPoolExecutor(2) as executor:
         same(one, zoo.train("mlp-64-8-10", digits, 20, FAST, folder=tmp_path / "b", executor=executor))
+
+
+def test_an_interrupt_takes_back_the_shards_that_have_not_begun(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "GROUP", 1)
+    class Interrupted(Executor):
+        def __init__(self):
+            self.futures = []
+
+        def submit(self, *task):
+            self.futures.append(Future())
+            if len(self.futures) == 3:
+                self.futures[0].set_exception(KeyboardInterrupt())
+            return self.futures[-1]
+
+    executor = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        zoo.train("mlp-64-8-10", digits, 3, FAST, folder=tmp_path, shard=1, executor=executor)
+    assert [future.cancelled() for future in executor.futures] == [False, True, True]
 
 
 def test_without_numba_cnns_are_stacked_and_the_zoo_says_so(digits, tmp_path, monkeypatch):

@@ -244,9 +244,14 @@ def _as_they_end(tasks: Iterable[tuple], jobs: int) -> Iterator[Run]:
 
 
 def _by(executor: Executor, tasks: Iterable[tuple]) -> Iterator[Run]:
-    """The runs of `tasks` by an executor's workers, in the order they end."""
-    for future in as_completed([executor.submit(_run_elsewhere, *task) for task in tasks]):
-        yield future.result()
+    """The runs of `tasks` by an executor's workers, in the order they end; Ctrl-C takes back what has not begun."""
+    submitted = [executor.submit(_run_elsewhere, *task) for task in tasks]
+    try:
+        for future in as_completed(submitted):
+            yield future.result()
+    finally:
+        for future in submitted:
+            future.cancel()
 
 
 def _run_elsewhere(path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
