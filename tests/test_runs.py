@@ -332,18 +332,38 @@ def test_stripping_keeps_what_a_reader_sees_and_is_a_projection():
 def test_an_interrupt_takes_back_what_an_executor_has_not_begun(monkeypatch):
     begun, go_on = [], threading.Event()
 
-    def elsewhere(number):
+    def elsewhere(number, *_):
         begun.append(number)
         return number if number == 0 else go_on.wait(1)
 
     monkeypatch.setattr(runs, "_run_elsewhere", elsewhere)
     with ThreadPoolExecutor(1) as executor:
-        ending = runs._by(executor, [(number,) for number in range(6)])
+        ending = runs._by(executor, [(number, {}, Path(), {}) for number in range(6)])
         assert next(ending) == 0
         with pytest.raises(KeyboardInterrupt):
             ending.throw(KeyboardInterrupt)
         go_on.set()
     assert len(begun) <= 2
+
+
+@pytest.mark.notebooks
+def test_a_process_that_is_killed_is_told_and_the_others_run(folder, tmp_path, capsys):
+    put(folder, "01_first", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nimport time\ntime.sleep(60)")
+    put(folder, "02_second")
+    assert cli.main(["figures", "--out", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    assert "01_first: BrokenProcessPool: " in err
+    assert out.startswith("01_first: failed, nan CPU-s\n02_second: ok, ")
+
+
+def test_a_task_that_an_executor_loses_is_told_and_the_others_run(monkeypatch):
+    ran = runs.Run("02_second", Path("b"), None, 1.0, 2.0, None)
+    monkeypatch.setattr(runs, "_run_elsewhere", lambda path, *_: {"02_second": ran}[path.stem])
+    with ThreadPoolExecutor(1) as executor:
+        tasks = [(Path(name), {}, Path("c"), {}) for name in ("01_first.ipynb", "02_second.ipynb")]
+        lost, other = sorted(runs._by(executor, tasks), key=lambda run: run.notebook)
+    assert (lost.notebook, lost.path, lost.error) == ("01_first", Path("c"), "KeyError: '01_first'")
+    assert other is ran
 
 
 @pytest.mark.notebooks

@@ -175,6 +175,7 @@ def test_processes_train_the_same_zoo(digits, tmp_path):
 
 def test_an_interrupt_takes_back_the_shards_that_have_not_begun(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "GROUP", 1)
+
     class Interrupted(Executor):
         def __init__(self):
             self.futures = []

@@ -9,6 +9,7 @@ import copy
 import importlib.util
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -18,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, as_completed, wait
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -53,7 +54,10 @@ class Notebook:
 
 @dataclass(frozen=True)
 class Run:
-    """How one notebook's run went. CPU time and memory are those of its kernel and what the kernel started."""
+    """How one notebook's run went. CPU time and memory are those of its kernel and what the kernel started.
+
+    Of a process that was lost, times are NaN.
+    """
 
     notebook: str
     path: Path  # the executed copy; of a failed notebook, up to the failing cell
@@ -227,31 +231,40 @@ def _as_they_end(tasks: Iterable[tuple], jobs: int) -> Iterator[Run]:
     Each has a process of its own: what the system says of a process's children is then about one kernel.
     """
     spawn = multiprocessing.get_context("spawn")
-    waiting, running = iter(tasks), {}  # {what will be a Run: the pool of its process}
+    waiting, running = iter(tasks), {}  # {what will be a Run: (the pool of its process, its task)}
     try:
         while True:
             for task in islice(waiting, jobs - len(running)):
                 pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent)
-                running[pool.submit(_run, *task)] = pool
+                running[pool.submit(_run, *task)] = pool, task
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                running.pop(future).shutdown()
-                yield future.result()
+                pool, task = running.pop(future)
+                pool.shutdown()
+                yield _outcome(future, *task)
     finally:
-        for pool in running.values():
+        for pool, _ in running.values():
             pool.shutdown()
 
 
 def _by(executor: Executor, tasks: Iterable[tuple]) -> Iterator[Run]:
     """The runs of `tasks` by an executor's workers, in the order they end; Ctrl-C takes back what has not begun."""
-    submitted = [executor.submit(_run_elsewhere, *task) for task in tasks]
+    submitted = {executor.submit(_run_elsewhere, *task): task for task in tasks}
     try:
         for future in as_completed(submitted):
-            yield future.result()
+            yield _outcome(future, *submitted[future])
     finally:
         for future in submitted:
             future.cancel()
+
+
+def _outcome(future: Future, path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
+    """The Run of a task; where its process was killed, or lost with its machine, one that says so."""
+    try:
+        return future.result()
+    except Exception as failure:  # each executor has its own
+        return Run(path.stem, target, f"{type(failure).__name__}: {failure}", math.nan, math.nan, None)
 
 
 def _run_elsewhere(path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
