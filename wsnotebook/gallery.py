@@ -272,11 +272,11 @@ LIVE = " role='status' aria-live='polite'"  # of a readout that changes
 
 CARD = """
 <article>
-<h2>TITLE explorer</h2>
-<p>QUESTION</p>
-<a href="PAGE"><img src="PICTURE" alt="TEXT"></a>
-<div class="facts">FACTS</div>
-<p class="links"><a href="PAGE">Open the live page</a> <a href="PLACE">Notebook NOTEBOOK</a></p>
+<h2>@TITLE@ explorer</h2>
+<p>@QUESTION@</p>
+<a href="@PAGE@"><img src="@PICTURE@" alt="@TEXT@"></a>
+<div class="facts">@FACTS@</div>
+<p class="links"><a href="@PAGE@">Open the live page</a> <a href="@PLACE@">Notebook @NOTEBOOK@</a></p>
 </article>
 """
 
