@@ -22,11 +22,13 @@ from wsnotebook.methods import compression_study as study
 distributed = pytest.importorskip("distributed")
 from wsnotebook import cluster  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")  # of distributed
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),  # of distributed
+    pytest.mark.filterwarnings("ignore:the spike had not condensed"),  # the runs here are short
+]
 ZOO = zoo.Config(epochs=10, batch=20, lr=(1e-3, 3e-3), snapshots=(0, 50))
 SHARD = 16
 SMALL = study.preset("quick", network="mlp-64-16-10", overrides={"epochs": 2, "training.epochs": 2})
-pytestmark = pytest.mark.filterwarnings("ignore:the spike had not condensed")  # the runs here are short
 
 
 def workers(n, threads=1):
