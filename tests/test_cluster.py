@@ -6,6 +6,8 @@ A worker that is killed loses nothing but time: what it had written is taken, th
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -22,11 +24,13 @@ from wsnotebook.methods import compression_study as study
 distributed = pytest.importorskip("distributed")
 from wsnotebook import cluster  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")  # of distributed
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),  # of distributed
+    pytest.mark.filterwarnings("ignore:the spike had not condensed"),  # the runs here are short
+]
 ZOO = zoo.Config(epochs=10, batch=20, lr=(1e-3, 3e-3), snapshots=(0, 50))
 SHARD = 16
 SMALL = study.preset("quick", network="mlp-64-16-10", overrides={"epochs": 2, "training.epochs": 2})
-pytestmark = pytest.mark.filterwarnings("ignore:the spike had not condensed")  # the runs here are short
 
 
 def workers(n, threads=1):
@@ -123,6 +127,34 @@ def test_workers_run_notebooks(two, tmp_path, monkeypatch, capsys):
     printed = nbformat.read(tmp_path / "out" / "01_good.ipynb", as_version=4).cells[-1].outputs[0].text
     with cluster.connect(two) as executor:
         assert int(printed) in executor.map(lambda _: time.sleep(0.2) or os.getpid(), range(4)), "a kernel of a worker"
+
+
+@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
+def test_a_worker_that_comes_later_and_would_give_other_numbers_is_closed(nanny):
+    with workers(1) as running, cluster.connect(running.scheduler_address) as executor:
+        address = running.scheduler_address
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard", nanny]
+        with subprocess.Popen([*command, "--nthreads", "2"], stderr=subprocess.PIPE, text=True) as late:
+            try:
+                _, told = late.communicate(timeout=50)  # it ends by itself
+            finally:
+                late.kill()
+        assert "2 threads: start it with --nthreads 1" in told
+        assert executor.submit(torch.get_num_threads).result() == 1
+        assert list(executor._client.nthreads().values()) == [1]
+
+
+def test_a_connection_that_has_ended_refuses_no_worker():
+    with workers(1) as running:
+        with cluster.connect(running.scheduler_address):
+            pass
+        with distributed.Client(running.scheduler_address) as client:
+            running.scale(2)
+            client.wait_for_workers(2, timeout=30)
+            assert client.run(os.getpid).keys() == client.nthreads().keys()
+            assert not any(
+                client.run(lambda dask_worker: [name for name in dask_worker.plugins if "wsn" in name]).values()
+            )
 
 
 def test_what_cannot_work_is_said_at_once(two, tmp_path, monkeypatch, capsys):

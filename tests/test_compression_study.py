@@ -86,7 +86,7 @@ def test_the_search_for_a_target_closes_in(monkeypatch, network, digits):
 
     def compress(network, dataset, config, keep):
         compressed = SimpleNamespace(ratio=1000 * config.tau, error=1 + 10 * config.tau)
-        return SimpleNamespace(config=config, compressed=compressed, history={"validation_error": [1.0]})
+        return SimpleNamespace(config=config, compressed=compressed, history={"validation_error": [1.0]}, finished=True)
 
     monkeypatch.setattr(study, "compress", compress)
     for start in (0.003, 0.3, 2.0):

@@ -1,5 +1,7 @@
 """compress, decompress and inspect on the command line: bit for bit, atomic, and one line for every mistake."""
 
+import sys
+
 import pytest
 import safetensors.torch
 import torch
@@ -65,6 +67,28 @@ def test_levels_and_half_round_and_say_so(model, tmp_path, capsys):
     assert torch.equal(decoded["fc1.bias"], state["fc1.bias"].half().float())
     for bad in ("2", "16", "4097", "-3"):
         assert f"--levels {bad}: expected an odd number" in fails(capsys, "compress", model, "--levels", bad)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_levels_of_what_is_not_finite_are_refused_and_without_levels_it_is_kept(model, tmp_path, capsys, bad):
+    state = safetensors.torch.load_file(model)
+    state["fc2.weight"][3, 3] = bad
+    safetensors.torch.save_file(state, model)
+    told = fails(capsys, "compress", model, "--levels", "31")
+    assert "--levels 31: tensor 'fc2.weight' has 1 entries that are NaN or infinite out of 240" in told
+    assert not (tmp_path / "model.wsn").exists()
+    assert cli.main(["compress", str(model)]) == 0
+    assert equal(codec.decode((tmp_path / "model.wsn").read_bytes()), state)
+
+
+@pytest.mark.parametrize("largest", [1.7e308, 1e300, 1e39, 1.0, 1e-60, 1e-310])
+def test_levels_of_large_and_of_small_doubles_are_near_them(largest):
+    values = torch.linspace(-1, 1, 200, dtype=torch.float64).view(10, 20) * largest
+    levelled, error = files.rounded({"w": values}, 31)
+    assert levelled["w"].dtype == torch.float64
+    assert len(levelled["w"].unique()) <= 31
+    assert error == (levelled["w"] - values).abs().max()
+    assert error <= max(largest / 30 * (1 + 1e-12), sys.float_info.min)
 
 
 def test_little_to_gain_is_told(tmp_path, capsys):

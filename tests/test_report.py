@@ -48,6 +48,32 @@ def test_a_mark_may_name_a_file_and_must_name_something(tmp_path, monkeypatch):
         report.written(text.format("quick/09_some/other"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- zoo reslts -->\nold\n<!-- end of zoo results -->",
+        "<!-- zoo results -->\nold\n<!-- end of zoo reslts -->",
+        "<!-- zoo results -->\nold",
+        "<!-- laptop/07_some/table -->\nold",
+        "<!-- zoo results --> old <!-- end of zoo results -->",
+        "<!-- end of zoo results -->\nold\n<!-- zoo results -->",
+        "<!-- zoo results -->\n<!-- zoo results -->\nold\n<!-- end of zoo results -->",
+    ],
+)
+def test_a_mark_without_its_other_is_told(text, tmp_path):
+    with pytest.raises(ValueError, match="mark <!-- .* --> stands alone: expected <!-- NAME -->"):
+        report.written(text)
+    cells = [{"cell_type": "markdown", "source": [text], "metadata": {}}]
+    (tmp_path / "01_some.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    with pytest.raises(ValueError, match="stands alone"):
+        report.update([tmp_path / "01_some.ipynb"])
+
+
+def test_other_comments_are_left_alone():
+    text = "<!-- a remark -->\nabout zoo results <!-- another -->"
+    assert report.written(text) == text
+
+
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)", README))))
 def test_its_links_lead_somewhere(path):
     assert (ROOT / path).exists()

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -209,6 +211,50 @@ def test_a_failure_is_told_with_its_cell_and_the_others_run(folder, tmp_path, ca
     assert (cache / "results" / "one.pt").read_text() == "new"  # what the fresh run kept takes the place of the old
 
 
+def test_what_a_fresh_run_keeps_is_kept_when_it_ends_and_outlasts_an_interrupt(folder, tmp_path, monkeypatch):
+    cache, pictures = tmp_path / "cache", tmp_path / "pictures"
+    monkeypatch.setenv("WSNOTEBOOK_CACHE", str(cache))
+    monkeypatch.setenv("WSNOTEBOOK_FIGURES", str(pictures))
+    kept = ["results/one.pt", "zoos/mlp-1/zoo.safetensors"]
+    half = ["results/.one.pt.12", "zoos/mlp-2/shard-8-0.safetensors", "zoos/mlp-2/.spool-1/data.safetensors"]
+
+    def interrupted(tasks, jobs):
+        (path, _, target, environment), _ = tasks
+        for name in (*kept, *half):
+            made = Path(environment["WSNOTEBOOK_CACHE"], name)
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.write_text("new")
+        yield runs.Run(path.stem, target, None, 1.0, 2.0, None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_as_they_end", interrupted)
+    put(folder, "01_first")
+    put(folder, "02_second")
+    assert cli.main(["figures", "--fresh"]) == 130
+    assert sorted(str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()) == kept
+    assert list(json.loads((pictures / "quick" / "costs.json").read_text())) == ["01_first"]
+
+
+def test_results_that_cannot_be_kept_are_told_and_end_no_other_run(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "results").write_text("in the way")
+    monkeypatch.setenv("WSNOTEBOOK_CACHE", str(cache))
+
+    def two(tasks, jobs):
+        for path, _, target, environment in tasks:
+            made = Path(environment["WSNOTEBOOK_CACHE"], "results", "one.pt")
+            made.parent.mkdir()
+            made.write_text("new")
+            yield runs.Run(path.stem, target, None, 1.0, 2.0, None)
+
+    monkeypatch.setattr(runs, "_as_they_end", two)
+    chosen = [runs.read(put(folder, name)) for name in ("01_first", "02_second")]
+    with pytest.warns(RuntimeWarning, match="0._.*: not kept: cannot write"):
+        ended = runs.execute(chosen, {}, copies=tmp_path, pictures=tmp_path, fresh=True)
+    assert [run.notebook for run in ended] == ["01_first", "02_second"]
+
+
 @pytest.mark.notebooks
 def test_two_at_a_time_give_the_numbers_of_one_at_a_time(folder, tmp_path):
     sums = "import numpy as np\na = np.random.default_rng(seed).normal(size=(300, 300))\nprint((a @ a @ a).sum())"
@@ -281,6 +327,43 @@ def test_stripping_keeps_what_a_reader_sees_and_is_a_projection():
     assert runs.strip(stripped) == stripped
     assert len(notebook.cells) == 2
     assert len(cell.outputs) == 6
+
+
+def test_an_interrupt_takes_back_what_an_executor_has_not_begun(monkeypatch):
+    begun, go_on = [], threading.Event()
+
+    def elsewhere(number, *_):
+        begun.append(number)
+        return number if number == 0 else go_on.wait(1)
+
+    monkeypatch.setattr(runs, "_run_elsewhere", elsewhere)
+    with ThreadPoolExecutor(1) as executor:
+        ending = runs._by(executor, [(number, {}, Path(), {}) for number in range(6)])
+        assert next(ending) == 0
+        with pytest.raises(KeyboardInterrupt):
+            ending.throw(KeyboardInterrupt)
+        go_on.set()
+    assert len(begun) <= 2
+
+
+@pytest.mark.notebooks
+def test_a_process_that_is_killed_is_told_and_the_others_run(folder, tmp_path, capsys):
+    put(folder, "01_first", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nimport time\ntime.sleep(60)")
+    put(folder, "02_second")
+    assert cli.main(["figures", "--out", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    assert "01_first: BrokenProcessPool: " in err
+    assert out.startswith("01_first: failed, nan CPU-s\n02_second: ok, ")
+
+
+def test_a_task_that_an_executor_loses_is_told_and_the_others_run(monkeypatch):
+    ran = runs.Run("02_second", Path("b"), None, 1.0, 2.0, None)
+    monkeypatch.setattr(runs, "_run_elsewhere", lambda path, *_: {"02_second": ran}[path.stem])
+    with ThreadPoolExecutor(1) as executor:
+        tasks = [(Path(name), {}, Path("c"), {}) for name in ("01_first.ipynb", "02_second.ipynb")]
+        lost, other = sorted(runs._by(executor, tasks), key=lambda run: run.notebook)
+    assert (lost.notebook, lost.path, lost.error) == ("01_first", Path("c"), "KeyError: '01_first'")
+    assert other is ran
 
 
 @pytest.mark.notebooks

@@ -65,6 +65,20 @@ def test_threads_and_style_are_set_and_nothing_is_printed(capsys):
         ("01_x", {"threads": 0}, "threads=0"),
         ("01_x", {"threads": True}, "threads=True"),
         ("01_x", {"seed": True}, "seed=True"),
+        (
+            "01_x",
+            {"choices": {"sampler": {"tpe": 1, "gp": 2}}, "sampler": "qp"},
+            "sampler='qp': expected one of tpe, gp",
+        ),
+        ("01_x", {"choices": {"sampler": ("tpe", "gp")}, "sampler": ["tpe"]}, r"sampler=\['tpe'\]: expected one of"),
+        (
+            "01_x",
+            {"several": {"nets": {"deep": 1, "d": 2}}, "nets": "d"},
+            "nets='d': expected a list of some of deep, d",
+        ),
+        ("01_x", {"several": {"nets": ("deep", "d")}, "nets": "deep"}, "nets='deep': expected a list of some of"),
+        ("01_x", {"several": {"nets": {"deep": 1}}, "nets": [[1]]}, r"nets=\[\[1\]\]: expected a list of some of deep"),
+        ("01_x", {"several": {"nets": {"deep": 1}}, "nets": ["deep", "d"]}, "expected a list of some of deep, or"),
         ("01_x", {"device": "abacus"}, "device='abacus'.*this machine has cpu"),
         ("01_x", {"device": "cuda:99"}, "device='cuda:99'"),
     ],
@@ -75,6 +89,16 @@ def test_bad_arguments_name_what_was_expected_and_set_nothing(notebook, argument
     with pytest.raises(ValueError, match=message):
         session.start(notebook, **arguments)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_right_choices_are_taken_and_empty_ones():
+    known = {
+        "choices": {"sampler": ("tpe", "gp"), "preset": ("a",)},
+        "several": {"nets": {"deep": 1}, "target": ("a",)},
+    }
+    given = {"sampler": "gp", "preset": "", "nets": ["deep"], "target": {"a": 3.0}}
+    assert session.start("01_x", **known, **given).parameters == given
+    assert session.start("01_x", several={"nets": ("deep",)}, nets=[]).parameters == {"nets": []}
 
 
 def test_colab_gets_its_widget_manager(monkeypatch):

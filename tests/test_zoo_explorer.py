@@ -244,3 +244,11 @@ def test_a_page_that_cannot_be_written(tmp_path, explorer):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match="file"):
         explorer.to_html(tmp_path / "file" / "zoo.html")
+
+
+@pytest.mark.parametrize("name", ["DATASET", "@KEY@", "LAST"])
+def test_facts_may_be_called_what_they_like(trained, tmp_path, name):
+    zoo = trained.derived(trained.weights, **{name: np.arange(len(trained))})
+    page = explorers.Explorer(zoo).to_html(tmp_path / "zoo.html").read_text()
+    options = re.findall(r"<option[^>]*>([^<]*)</option>", page)
+    assert options.count(name) == 4, "two axes, the colour and the curves"

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -180,6 +180,25 @@ def test_processes_go_on_from_ones_own_networks(digits, tmp_path):
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         there = zoo.train("squeezed:squeezed", digits, 2, FAST, start=parents, folder=tmp_path / "a", executor=executor)
     same(there, zoo.train("squeezed:squeezed", digits, 2, FAST, start=parents, folder=tmp_path / "b"))
+
+
+def test_an_interrupt_takes_back_the_shards_that_have_not_begun(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "GROUP", 1)
+
+    class Interrupted(Executor):
+        def __init__(self):
+            self.futures = []
+
+        def submit(self, *task):
+            self.futures.append(Future())
+            if len(self.futures) == 3:
+                self.futures[0].set_exception(KeyboardInterrupt())
+            return self.futures[-1]
+
+    executor = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        zoo.train("mlp-64-8-10", digits, 3, FAST, folder=tmp_path, shard=1, executor=executor)
+    assert [future.cancelled() for future in executor.futures] == [False, True, True]
 
 
 def test_without_numba_cnns_are_stacked_and_the_zoo_says_so(digits, tmp_path, monkeypatch):

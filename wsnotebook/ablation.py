@@ -13,7 +13,7 @@ from functools import partial
 
 from tqdm.auto import tqdm
 
-from wsnotebook import datasets
+from wsnotebook import datasets, training
 from wsnotebook.methods import codebook
 from wsnotebook.methods import compression_study as study
 from wsnotebook.methods import soft_weight_sharing as sws
@@ -96,7 +96,8 @@ def _row(preset: study.Preset, device, case: tuple) -> dict:
     network, trained = study.trained_network(preset, dataset, seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the spike had not condensed")  # the row says so
-        result = sws.compress(network, dataset, configured(study.seeded(preset.config, seed), settings), keep=True)
+        config = configured(study.seeded(preset.config, seed), settings)
+        result = training.finished(sws.compress(network, dataset, config, keep=True))
     return {
         "factor": factor,
         "value": value,

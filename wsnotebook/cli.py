@@ -1,7 +1,6 @@
 """The command line, `wsnotebook`: what it understands, and what it prints."""
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -203,13 +202,11 @@ def _rewritten(stale: list[Path], check: bool) -> int:
 
 
 def _report(chosen: list[Notebook], parameters: dict, scale: str, out: Path | None, **how) -> int:
-    """Execute, record the costs of a fresh run, print what was written and what it took; the exit status."""
+    """Execute, print what was written and what it took; the exit status."""
     here = figures.checkout(Path.cwd()) or Path.cwd()
     copies, pictures = (out, out / "figures") if out else (here / "runs" / str(scale), figures.root())
     before = _stamps(chosen, copies, pictures)
     ended = runs.execute(chosen, parameters, copies=copies, pictures=pictures, **how)
-    if how.get("fresh"):
-        _record(ended, pictures / scale / "costs.json")
     after = _stamps(chosen, copies, pictures)
     for line in _written(path for path in after if after[path] != before.get(path)):
         print(f"wrote {line}")
@@ -225,18 +222,6 @@ def _summary(ended: Iterable[Run]) -> str:
         outcome = "failed" if run.error else "ok"
         lines.append(f"{run.notebook:<30} {outcome:<6} {run.seconds:>8.1f} {run.cpu_seconds:>8.1f} {peak:>9}")
     return "\n".join(lines)
-
-
-def _record(ended: Iterable[Run], path: Path) -> None:
-    """Put the costs of the successful runs into the JSON file at `path`, beside the entries of the others."""
-    from wsnotebook.session import machine
-
-    costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    cores = machine()["cores"]
-    costs |= {
-        run.notebook: {"cpu_seconds": round(run.cpu_seconds, 1), "cores": cores} for run in ended if not run.error
-    }
-    figures.write({path: (json.dumps(costs, indent=2, sort_keys=True) + "\n").encode()})
 
 
 def _stamps(chosen: list[Notebook], copies: Path, pictures: Path) -> dict[Path, tuple]:

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ def connect(address: str) -> Iterator[Executor]:
 
     Raises ModuleNotFoundError without Dask, ConnectionError where nothing answers or there is no worker, and ValueError
     for workers that would give other numbers: of several threads, of another version of this package, or that do not
-    see our cache folder.
+    see our cache folder. Such a worker that comes later is closed.
     """
     try:
         from distributed import Client
@@ -44,23 +44,33 @@ def connect(address: str) -> Iterator[Executor]:
             "with `dask worker ADDRESS --nthreads 1`"
         ) from None
     with client:
-        if not client.nthreads():
+        known = set(client.nthreads())
+        if not known:
             raise ConnectionError(f"scheduler {address!r} has no workers: `dask worker {address} --nthreads 1`")
         folder = cache_folder().resolve()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as mark:
             folders = figures.absolute_folders() | {"WSNOTEBOOK_CACHE": str(folder)}
-            client.register_plugin(_alike(wsnotebook.__version__, folders, mark.name))
-            with client.get_executor(pure=False) as executor:  # equal tasks are not one
-                yield executor
+            alike = _alike(wsnotebook.__version__, folders, mark.name, known)
+            try:
+                client.register_plugin(alike)
+                with client.get_executor(pure=False) as executor:  # equal tasks are not one
+                    yield executor
+            finally:
+                with suppress(OSError, RuntimeError):  # of a scheduler that was lost
+                    client.unregister_worker_plugin(alike.name)  # later workers are not ours
 
 
-def _alike(version: str, folders: dict[str, str], mark: str):
-    """Plugin that makes a worker, those that come later too, work as this process does; mark: a file that it sees."""
+def _alike(version: str, folders: dict[str, str], mark: str, known: set[str]):
+    """Plugin that makes a worker, those that come later too, work as this process does.
+
+    mark: a file that it must see; known: addresses of the workers that are there. Dask itself would keep a worker that
+    comes later and is refused, and give it tasks: it is closed.
+    """
     from distributed import WorkerPlugin
 
     class Alike(WorkerPlugin):
-        name = "wsnotebook"
+        name = f"wsnotebook-{mark}"  # each connection its own
 
         def setup(self, worker) -> None:
             if worker.state.nthreads != 1:
@@ -73,6 +83,9 @@ def _alike(version: str, folders: dict[str, str], mark: str):
                 os.environ.update(folders)
                 torch.set_num_threads(1)
                 return
-            raise ValueError(f"worker {worker.address} has {seen}: {advice}")
+            refused = f"worker {worker.address} has {seen}: {advice}"
+            if worker.address not in known:
+                worker.loop.add_callback(worker.close, reason=refused)
+            raise ValueError(refused)
 
     return Alike()

@@ -1,12 +1,14 @@
 """Compressed networks on the command line: `wsnotebook compress | decompress | inspect`, built on `methods.codec`."""
 
 import argparse
+import sys
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from wsnotebook.datasets import replacing
+from wsnotebook.layout import check_finite
 from wsnotebook.methods import codec
 from wsnotebook.training import read_state
 
@@ -69,16 +71,21 @@ def inspect(options: argparse.Namespace) -> int:
 def rounded(state: dict[str, Tensor], levels: int) -> tuple[dict[str, Tensor], float]:
     """Matrices and kernels at the nearest of so many levels, evenly spaced around zero, and the largest rounding error.
 
-    Raises ValueError for a number of levels that is even, too small or too large.
+    Raises ValueError for a number of levels that is even, too small or too large, and for a NaN or an infinity in what
+    is rounded, of which no level is the nearest.
     """
     if levels % 2 == 0 or not 3 <= levels < 4096:
         raise ValueError(f"--levels {levels}: expected an odd number from 3 to 4095: zero and as many on both sides")
     error, rounded = 0.0, dict(state)
     for name, tensor in state.items():
         if tensor.ndim > 1 and tensor.is_floating_point() and tensor.any():
-            step = tensor.abs().max().float() / (levels // 2)
-            rounded[name] = ((tensor.float() / step).round() * step + 0.0).to(tensor.dtype)
-            error = max(error, float((rounded[name] - tensor).abs().max()))
+            check_finite({name: tensor}, f"--levels {levels}")
+            exact = tensor.double()
+            largest = float(exact.abs().max())
+            step = max(largest / (levels // 2), sys.float_info.min)  # a smaller one has too few digits
+            levelled = ((exact / step).round() * step).clamp(-largest, largest)  # not an infinity beyond the largest
+            rounded[name] = (levelled + 0.0).to(tensor.dtype)
+            error = max(error, float((rounded[name].double() - exact).abs().max()))
     return rounded, error
 
 

@@ -45,6 +45,7 @@ from wsnotebook.methods import (
     weight_flow,
 )
 from wsnotebook.methods import superweight_ensembles as ensembles
+from wsnotebook.training import finished
 
 PAGES = "explorers"  # the folder of the pages, beside the index
 
@@ -70,14 +71,15 @@ def _trained() -> tuple[compression_study.Preset, nn.Module]:
 
 def _mixture() -> Displayed:
     setting, network = _trained()
-    return mixture.Explorer(soft_weight_sharing.compress(network, datasets.load("digits"), setting.config, keep=True))
+    made = soft_weight_sharing.compress(network, datasets.load("digits"), setting.config, keep=True)
+    return mixture.Explorer(finished(made))
 
 
 def _sharing() -> Displayed:
     preset = superweight_study.PRESETS["quick"]
     pair, data = superweight_study.prepared(replace(preset, width=0.5, train=600), 0)
     grouped = replace(preset.config, groups="gradient", epochs=5, pretraining=1, batches=8)
-    bank = superweight_training.train(pair, data, grouped, 40_000, keep=True)
+    bank = finished(superweight_training.train(pair, data, grouped, 40_000, keep=True))
     return sharing.Explorer(bank, grouped, ensembles.anytime(bank.model, data.validation))
 
 
@@ -104,21 +106,21 @@ def _interpolation() -> Displayed:
 def _latent() -> Displayed:
     *_, aligned = _population()
     small = {"iterations": 60, "z": 16, "dim": 32, "batch": 16}
-    embedder = sane.train(aligned, sane.preset("ours", aligned, **small), keep=True)
+    embedder = finished(sane.train(aligned, sane.preset("ours", aligned, **small), keep=True))
     return latent.Explorer(embedder, aligned, datasets.load("digits").validation)
 
 
 def _search() -> Displayed:
-    swat = swat_nn.train(swat_nn.Config(iterations=120), keep=True)
+    swat = finished(swat_nn.train(swat_nn.Config(iterations=120), keep=True))
     table = cornn.table(["himmelblau"])
     quickly = latent_search.Config(restarts=2, steps=60, tuned=2)
-    found = latent_search.search(latent_search.latent(swat), table, quickly, keep=True)
+    found = finished(latent_search.search(latent_search.latent(swat), table, quickly, keep=True))
     return search.Explorer(found, table, swat)
 
 
 def _trajectory() -> Displayed:
     *_, aligned = _population()
-    flow = weight_flow.train(aligned, weight_flow.Config(iterations=400), keep=True)
+    flow = finished(weight_flow.train(aligned, weight_flow.Config(iterations=400), keep=True))
     return trajectory.Explorer(flow, aligned, datasets.load("digits").validation)
 
 
@@ -270,11 +272,11 @@ LIVE = " role='status' aria-live='polite'"  # of a readout that changes
 
 CARD = """
 <article>
-<h2>TITLE explorer</h2>
-<p>QUESTION</p>
-<a href="PAGE"><img src="PICTURE" alt="TEXT"></a>
-<div class="facts">FACTS</div>
-<p class="links"><a href="PAGE">Open the live page</a> <a href="PLACE">Notebook NOTEBOOK</a></p>
+<h2>@TITLE@ explorer</h2>
+<p>@QUESTION@</p>
+<a href="@PAGE@"><img src="@PICTURE@" alt="@TEXT@"></a>
+<div class="facts">@FACTS@</div>
+<p class="links"><a href="@PAGE@">Open the live page</a> <a href="@PLACE@">Notebook @NOTEBOOK@</a></p>
 </article>
 """
 

@@ -224,12 +224,18 @@ def section(mark: str) -> str:
 
 
 def written(text: str) -> str:
-    """The text with everything between marks brought up to date."""
-    for mark in re.findall(r"<!-- end of (.*?) -->", text):
-        marks = rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- end of {re.escape(mark)} -->)"
-        table = section(mark) + "\n"
-        text = re.sub(marks, lambda found, table=table: found[1] + table + found[2], text, flags=re.DOTALL)
-    return text
+    """The text with everything between marks brought up to date. Raises ValueError for a mark without its other."""
+    pair = re.compile(r"(<!-- (?!end of )([^\n]*?) -->\n)((?:(?!<!-- ).)*?)(<!-- end of \2 -->)", re.DOTALL)
+    if alone := [mark for mark in re.findall(r"<!-- (.*?) -->", pair.sub("", text)) if _is_mark(mark)]:
+        raise ValueError(
+            f"mark <!-- {alone[0]} --> stands alone: expected <!-- NAME --> at a line's end, what is to be "
+            "replaced, and <!-- end of NAME -->, with the same name"
+        )
+    return pair.sub(lambda found: found[1] + section(found[2]) + "\n" + found[4], text)
+
+
+def _is_mark(comment: str) -> bool:
+    return comment in SECTIONS or comment.startswith("end of ") or comment.partition("/")[0] in figures.SCALES
 
 
 def update(paths: Sequence[Path], write: bool = True) -> list[Path]:
@@ -246,7 +252,7 @@ def update(paths: Sequence[Path], write: bool = True) -> list[Path]:
 
 
 def _notebook(text: str) -> str:
-    if "<!-- end of " not in text:
+    if "<!-- " not in text:
         return text
     notebook = json.loads(text)
     for cell in notebook["cells"]:

@@ -9,6 +9,7 @@ import copy
 import importlib.util
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -16,8 +17,9 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, as_completed, wait
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -52,7 +54,10 @@ class Notebook:
 
 @dataclass(frozen=True)
 class Run:
-    """How one notebook's run went. CPU time and memory are those of its kernel and what the kernel started."""
+    """How one notebook's run went. CPU time and memory are those of its kernel and what the kernel started.
+
+    Of a process that was lost, times are NaN.
+    """
 
     notebook: str
     path: Path  # the executed copy; of a failed notebook, up to the failing cell
@@ -184,8 +189,8 @@ def execute(
     """Run the `chosen` notebooks with `parameters`, `jobs` at a time or as an executor's tasks; a line as each ends.
 
     Executed copies and the files of their runs land in `copies`, figures in `pictures`. With `fresh`, no notebook uses
-    results that an earlier run kept, and what it keeps takes their place; data already downloaded are used. A notebook
-    that fails gives a Run with an `error`.
+    results that an earlier run kept; as it ends, what it keeps takes their place, and what it cost is written beside
+    its scale's figures. Data already downloaded are used. A notebook that fails gives a Run with an `error`.
 
     Raises ValueError for an unknown parameter or scale and OSError for a folder that cannot be written, both before
     anything runs.
@@ -203,6 +208,7 @@ def execute(
     ended = []
     with tempfile.TemporaryDirectory(prefix="wsnotebook-") as scratch:
         caches = [_empty_cache(Path(scratch, notebook.name)) if fresh else {} for notebook in chosen]
+        costs = pictures / parameters.get("scale", figures.SCALES[0]) / "costs.json"
         tasks = [
             (notebook.path, values, copies / notebook.path.name, environment | cache)
             for notebook, values, cache in zip(chosen, routed, caches, strict=True)
@@ -212,8 +218,10 @@ def execute(
             print(f"{run.notebook}: {'failed' if run.error else 'ok'}, {run.cpu_seconds:.1f} CPU-s", flush=True)
             if run.error:
                 print(f"{run.notebook}: {run.error}", file=sys.stderr, flush=True)
-        for cache in filter(None, caches):
-            _keep_results(Path(cache["WSNOTEBOOK_CACHE"]))
+            if fresh:
+                _keep_results(Path(scratch, run.notebook))
+            if fresh and not run.error:
+                _record(run, costs)
     return sorted(ended, key=lambda run: run.notebook)
 
 
@@ -223,26 +231,40 @@ def _as_they_end(tasks: Iterable[tuple], jobs: int) -> Iterator[Run]:
     Each has a process of its own: what the system says of a process's children is then about one kernel.
     """
     spawn = multiprocessing.get_context("spawn")
-    waiting, running = iter(tasks), {}  # {what will be a Run: the pool of its process}
+    waiting, running = iter(tasks), {}  # {what will be a Run: (the pool of its process, its task)}
     try:
         while True:
             for task in islice(waiting, jobs - len(running)):
                 pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent)
-                running[pool.submit(_run, *task)] = pool
+                running[pool.submit(_run, *task)] = pool, task
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                running.pop(future).shutdown()
-                yield future.result()
+                pool, task = running.pop(future)
+                pool.shutdown()
+                yield _outcome(future, *task)
     finally:
-        for pool in running.values():
+        for pool, _ in running.values():
             pool.shutdown()
 
 
 def _by(executor: Executor, tasks: Iterable[tuple]) -> Iterator[Run]:
-    """The runs of `tasks` by an executor's workers, in the order they end."""
-    for future in as_completed([executor.submit(_run_elsewhere, *task) for task in tasks]):
-        yield future.result()
+    """The runs of `tasks` by an executor's workers, in the order they end; Ctrl-C takes back what has not begun."""
+    submitted = {executor.submit(_run_elsewhere, *task): task for task in tasks}
+    try:
+        for future in as_completed(submitted):
+            yield _outcome(future, *submitted[future])
+    finally:
+        for future in submitted:
+            future.cancel()
+
+
+def _outcome(future: Future, path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
+    """The Run of a task; where its process was killed, or lost with its machine, one that says so."""
+    try:
+        return future.result()
+    except Exception as failure:  # each executor has its own
+        return Run(path.stem, target, f"{type(failure).__name__}: {failure}", math.nan, math.nan, None)
 
 
 def _run_elsewhere(path: Path, parameters: dict, target: Path, environment: dict[str, str]) -> Run:
@@ -342,12 +364,26 @@ def _check_writable(path: Path) -> None:
 
 
 def _keep_results(fresh: Path) -> None:
-    """Move what a fresh run kept into the real cache, in place of what was there."""
+    """Put what a fresh run kept into the real cache, in place of what was there; a RuntimeWarning if that fails."""
     from wsnotebook.datasets import cache_folder, replacing
 
-    for path in fresh.glob("results/[!.]*"):  # not what a kernel that was killed was writing
-        with replacing(cache_folder() / "results" / path.name) as part:  # on another disk, where a move takes its time
-            shutil.copyfile(path, part)
+    try:
+        for path in (*fresh.glob("results/[!.]*"), *fresh.glob("zoos/*/zoo.safetensors")):  # not what is half there
+            with replacing(
+                cache_folder() / path.relative_to(fresh)
+            ) as part:  # on another disk, where a move takes time
+                shutil.copyfile(path, part)
+    except OSError as error:  # the other notebooks still run
+        warnings.warn(f"{fresh.name}: not kept: {error}", RuntimeWarning, stacklevel=3)
+
+
+def _record(run: Run, path: Path) -> None:
+    """Put a run's costs into the JSON file at `path`, beside those of the others."""
+    from wsnotebook.session import machine
+
+    costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    costs[run.notebook] = {"cpu_seconds": round(run.cpu_seconds, 1), "cores": machine()["cores"]}
+    figures.write({path: (json.dumps(costs, indent=2, sort_keys=True) + "\n").encode()})
 
 
 def refresh(chosen: Sequence[Notebook]) -> list[Run]:

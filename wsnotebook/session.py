@@ -47,6 +47,7 @@ def start(
     processes: int = 1,
     counts: Sequence[str] = (),
     choices: Mapping[str, Collection[str]] | None = None,
+    several: Mapping[str, Collection[str]] | None = None,
     fields: Mapping[str, type] | None = None,
     **parameters,
 ) -> Session:
@@ -54,9 +55,10 @@ def start(
 
     The same seed, device and number of threads give the same numbers. `device` is torch's name for one, such as "cpu",
     "cuda" or "mps". The further `parameters` are kept for the record. Some are looked at before anything runs: `counts`
-    names those that are a number of something (0: the scale's own), `choices` has the names that one may hold, one or
-    several, and `fields` the Config whose fields one sets, {name: value}. `processes` is for `executor`. In Jupyter a
-    Figure that ends a cell is drawn, without pyplot; on Colab the widget manager is switched on.
+    names those that are a number of something (0: the scale's own), `choices` has the names of which one holds one
+    (empty: the scale's own), `several` those of which it holds a list, or a dict by them, and `fields` the Config whose
+    fields it sets, {name: value}. `processes` is for `executor`. In Jupyter a Figure that ends a cell is drawn, without
+    pyplot; on Colab the widget manager is switched on.
 
     Raises ValueError for an unknown scale, a device that is not there, a bad name, seed or number, and for parameters
     that are not what they should be.
@@ -75,6 +77,8 @@ def start(
         _check_number(name, parameters[name], 0)
     for name, known in (choices or {}).items():
         _check_choice(name, parameters[name], known)
+    for name, known in (several or {}).items():
+        _check_several(name, parameters[name], known)
     for name, config in (fields or {}).items():
         _check_fields(name, parameters[name], config)
     session = Session(notebook, scale, seed, _device(device), parameters)
@@ -136,10 +140,13 @@ def _check_number(name: str, value: Any, low: int) -> None:
 
 
 def _check_choice(name: str, value: Any, known: Collection[str]) -> None:
-    """One of `known`, or some: a list of them, or a dict by them. An empty value is the scale's own."""
-    chosen = [value] if isinstance(value, str) and value else value
-    if not isinstance(chosen, str | list | tuple | dict) or any(one not in known for one in chosen):
-        raise ValueError(f"{name}={value!r}: known are {', '.join(known)}")
+    if not isinstance(value, str) or value not in ("", *known):
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+
+
+def _check_several(name: str, value: Any, known: Collection[str]) -> None:
+    if not isinstance(value, list | tuple | dict) or any(one not in [*known] for one in value):
+        raise ValueError(f"{name}={value!r}: expected a list of some of {', '.join(known)}, or a dict by them")
 
 
 def _check_fields(name: str, value: Any, config: type) -> None:

@@ -290,6 +290,16 @@ def run_to_end(run, path: Path | None, description: str, shown: str = "loss") ->
     return True
 
 
+def finished(result):
+    """The result of a method that keeps what it has when it is interrupted, where only a finished one may count.
+
+    Raises KeyboardInterrupt for one with `finished` False: the interrupt was meant for all that was to follow, too.
+    """
+    if not result.finished:
+        raise KeyboardInterrupt("interrupted: run the same again, and it goes on from what was kept")
+    return result
+
+
 def save_kept(path: Path | None, state: dict) -> None:
     """Put a state where `load_kept` finds it, whole or not at all; None: nowhere.
 

@@ -278,11 +278,9 @@ def _compressed(opened, trial, config, settings, network, dataset, trained_error
     for epoch, report in (training.load_kept(path) or {}).items():
         seen[epoch] = report
         judge(epoch)
-    result = sws.compress(network, dataset, settings, keep=True, watch=watch)
-    if result.finished and len(seen) < len(result.trace):  # someone else's run: again, for what the pruner wants to see
-        result = sws.compress(network, dataset, settings, watch=watch)
-    if not result.finished:
-        raise KeyboardInterrupt
+    result = training.finished(sws.compress(network, dataset, settings, keep=True, watch=watch))
+    if len(seen) < len(result.trace):  # someone else's run: again, for what the pruner wants to see
+        result = training.finished(sws.compress(network, dataset, settings, watch=watch))
     return result
 
 
@@ -429,7 +427,8 @@ def result_of(preset: study.Preset, trial: Trial, network: nn.Module, dataset: D
     """
     if trial.state != "complete":
         raise ValueError(f"trial {trial.number} is {trial.state} ({trial.reason}): only complete ones have a result")
-    return sws.compress(network, dataset, configured(study.seeded(preset.config, seed), trial.settings), keep=True)
+    config = configured(study.seeded(preset.config, seed), trial.settings)
+    return training.finished(sws.compress(network, dataset, config, keep=True))
 
 
 def to_csv(rows: Iterable[Trial | Mapping], path: str | Path) -> Path:

@@ -166,7 +166,7 @@ def _banked(seed: int, groups: str = "gradient"):
     """(notebook 02's bank, or its separate networks, trained; its members as they were before) for a seed."""
     members, dataset = superweight_study.prepared(_BANK, seed)
     config = replace(_BANK.config, seed=seed, groups=groups)
-    return superweight_training.train(members, dataset, config, _BANK.budget, keep=True), members
+    return training.finished(superweight_training.train(members, dataset, config, _BANK.budget, keep=True)), members
 
 
 def residual(seed: int = 0) -> Case:

@@ -21,7 +21,7 @@ def as_trained(case: Case, rest: str = "float32") -> Entry:
 
 def soft_sharing(case: Case, config: sws.Config) -> Entry:
     """Soft weight-sharing of the trained network."""
-    result = sws.compress(case.network, case.dataset, seeded(config, case.seed), keep=True)
+    result = training.finished(sws.compress(case.network, case.dataset, seeded(config, case.seed), keep=True))
     spent = result.history["cpu_seconds"][-1] + result.compressed.cpu_seconds
     return measured(case, "soft weight-sharing", f"tau {config.tau:.3g}", result.compressed.file, spent, shown=result)
 
@@ -65,7 +65,7 @@ def superweights(case: Case, percent: float, config: superweight_training.Config
     Raises ValueError where its layers have too little in common for that, naming the smallest bank.
     """
     config, budget = replace(config, seed=case.seed), int(percent / 100 * _parameters(case.network))
-    result = superweight_training.train([case.network], case.dataset, config, budget, keep=True)
+    result = training.finished(superweight_training.train([case.network], case.dataset, config, budget, keep=True))
     file = stored_bytes(result.model)
     bank = restored(file, [case.network])
     setting, spent = f"{percent:g} % of the parameters", result.history["cpu_seconds"][-1]

@@ -14,6 +14,7 @@ from wsnotebook.methods import controls, latent_sampling, sane, weight_flow
 from wsnotebook.methods.closed_form_flow import ClosedForm
 from wsnotebook.methods.coordinates import coordinates
 from wsnotebook.methods.tokens import Embedder
+from wsnotebook.training import finished
 from wsnotebook.zoo.value import Zoo
 
 Draw = Callable[[int, int], Zoo]
@@ -69,7 +70,7 @@ def without_training(nets: Zoo) -> Ways:
 
 def flows(nets: Zoo, configs: Mapping[str, weight_flow.Config], remainders: Sequence[float] = (0.0,)) -> dict[str, Fit]:
     """Weight flows by these configs, to whose seeds the generator's is added."""
-    trained = cache(lambda name, seed: weight_flow.train(nets, _seeded(configs[name], seed), keep=True))
+    trained = cache(lambda name, seed: finished(weight_flow.train(nets, _seeded(configs[name], seed), keep=True)))
 
     def fit(name: str, r: float, seed: int) -> tuple[Draw, float]:
         flow = trained(name, seed)
@@ -96,7 +97,7 @@ def of_sane(
     """
     x = data.train[0][:IMAGES].cpu()
     anchors = nets.filter(range(min(ANCHORS, len(nets))))
-    model = cache(lambda seed: sane.train(nets, _seeded(config, seed), x=x[:1], keep=True))
+    model = cache(lambda seed: finished(sane.train(nets, _seeded(config, seed), x=x[:1], keep=True)))
 
     def dial(draw: Callable, settings: Sequence[float]) -> dict[str, Fit]:
         """{setting: fit} of draw(model, bandwidth, number, seed)."""

@@ -116,17 +116,25 @@ def _list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def write_page(path: str | Path, title: str, style: str, body: str, figure: go.Figure, values: dict[str, Any]) -> Path:
+def write_page(
+    path: str | Path,
+    title: str,
+    style: str,
+    body: str,
+    figure: go.Figure,
+    values: dict[str, Any],
+    parts: dict[str, str],
+) -> Path:
     """Write a page that needs neither kernel nor network, whole or not at all, and return its path.
 
-    body: in it DRAWN stands for the figure, whose element is #plot, and each name in `values` for its value as JSON.
-    Raises OSError when the path cannot be written.
+    body: in it @DRAWN@ stands for the figure, whose element is #plot, @NAME@ for the value of that name as JSON, or for
+    the part of that name, which is HTML. Raises OSError when the path cannot be written.
     """
     config = {"displaylogo": False, "responsive": True}
     drawn = figure.to_html(config, full_html=False, include_plotlyjs=True, div_id="plot")
     texts = {name: json.dumps(value, separators=(",", ":")) for name, value in values.items()}
     texts = {name: text.replace("<", "\\u003c") for name, text in texts.items()}  # so that no text ends the script
-    body = filled(body.strip(), texts | {"DRAWN": drawn})
+    body = filled(body.strip(), texts | parts | {"DRAWN": drawn})
     page = filled(PAGE, {"TITLE": title, "STYLE": style.strip(), "BODY": body})
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")
@@ -139,9 +147,8 @@ def beside_plotly(page: str) -> str:
 
 
 def filled(text: str, parts: dict[str, str]) -> str:
-    """The text with each name replaced by its part, in one pass: what is put in is not looked through."""
-    names = sorted(parts, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, names)), lambda found: parts[found[0]], text)
+    """The text with each @NAME@ replaced by its part, in one pass: what is put in is not looked through."""
+    return re.sub("@([A-Z]+)@", lambda found: parts[found[1]], text)
 
 
 PLOTLY = "plotly.min.js"
@@ -150,7 +157,7 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>TITLE</title>
+<title>@TITLE@</title>
 <style>
 :root { color-scheme: light dark }
 body { font: 15px/1.6 "DejaVu Sans", Verdana, sans-serif; color: light-dark(#333333, #e6e6e6) }
@@ -159,12 +166,12 @@ h1 { font-size: 1.3em; margin: 0.4em 0 }
 #plot { min-width: 46rem }
 div:has(> #plot) { overflow-x: auto }
 :focus-visible { outline: 3px solid light-dark(#0b5cad, #8ab8ff); outline-offset: 2px }
-STYLE
+@STYLE@
 </style>
 </head>
 <body>
-<h1>TITLE</h1>
-BODY
+<h1>@TITLE@</h1>
+@BODY@
 </body>
 </html>
 """

@@ -81,12 +81,10 @@ class Explorer(Displayed):
             points = [{k: list(v) for k, v in trace.items()} for trace in self._points(own)]
             rings = [{k: list(v) for k, v in self._ring(e).items()} for e in own]
             shown[name] = {"points": points, "rings": rings, "range": _range(own), "files": files}
-        body = BODY.replace("@KEY@", self._key()).replace("@OPTIONS@", html_options(list(self.entries)))
-        body = body.replace("@LAST@", str(len(self.entries[self.network.value]) - 1)).replace(
-            "@AT@", str(self.slider.value)
-        )
-        figure = go.Figure(self._picture())
-        return write_page(path, "Compression explorer", STYLE, body, figure, {"NETWORKS": list(shown.values())})
+        last = len(self.entries[self.network.value]) - 1
+        values = {"NETWORKS": list(shown.values()), "LAST": last, "AT": self.slider.value}
+        parts = {"KEY": self._key(), "OPTIONS": html_options(list(self.entries))}
+        return write_page(path, "Compression explorer", STYLE, BODY, go.Figure(self._picture()), values, parts)
 
     def _text(self) -> str:
         facts = ", ".join(f"{name} {value}" for name, value in _facts(self.chosen).items())
@@ -281,10 +279,10 @@ BODY = """
 <label>file, the smallest first <input id="file" type="range" min="0" max="@LAST@" value="@AT@"></label>
 </form>
 <div id="facts" role="status" aria-live="polite"></div>
-DRAWN
+@DRAWN@
 @KEY@
 <script>
-const networks = NETWORKS, at = id => document.getElementById(id);
+const networks = @NETWORKS@, at = id => document.getElementById(id);
 function show() {
   const own = networks[at("network").value];
   at("file").max = own.files.length - 1;

@@ -67,10 +67,10 @@ class Explorer(Displayed):
             frames[trial.number] = {"data": data, "axes": self._axes(trial), "text": self._facts(trial)}
         at = self.front.index(self.chosen) if self.chosen in self.front else len(self.front) - 1
         figure = self._picture(self.front[at])
-        body = BODY.replace("KEY", _key()).replace("LAST", str(len(self.front) - 1)).replace("CHOSEN", str(at))
         moving = list(range(len(pictures.GROUPS), len(figure.data)))
         values = {"NUMBERS": [t.number for t in self.front], "MOVING": moving, "FRAMES": frames}
-        return write_page(path, "Front explorer", STYLE, body, figure, values)
+        values |= {"LAST": len(self.front) - 1, "CHOSEN": at}
+        return write_page(path, "Front explorer", STYLE, BODY, figure, values, {"KEY": _key()})
 
     def _text(self) -> str:
         facts = ", ".join(f"{name} {value}" for name, value in _facts(self.chosen).items())
@@ -209,12 +209,12 @@ STYLE = "#trial { width: 24em; vertical-align: middle }"
 
 BODY = """
 <label>trials on the front, smallest ratio first
-<input id="trial" type="range" min="0" max="LAST" value="CHOSEN"></label>
+<input id="trial" type="range" min="0" max="@LAST@" value="@CHOSEN@"></label>
 <div id="facts"></div>
-DRAWN
-KEY
+@DRAWN@
+@KEY@
 <script>
-const numbers = NUMBERS, moving = MOVING, frames = FRAMES;
+const numbers = @NUMBERS@, moving = @MOVING@, frames = @FRAMES@;
 const at = id => document.getElementById(id);
 function show() {
   const frame = frames[numbers[at("trial").value]];

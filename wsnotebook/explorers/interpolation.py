@@ -147,10 +147,10 @@ class Explorer(Displayed):
             report = self.report(float(t))
             data = {key: list(map(packed, values)) for key, values in self._moving(t, report).items()}
             frames.append({"data": data, "text": self._facts(t, report)})
-        body = BODY.replace("KEY", _key(self.zoos)).replace("LAST", str(POINTS - 1))
-        body = body.replace("START", str(round(self.t.value * (POINTS - 1))))
         values = {"FRAMES": frames, "MOVING": self._places()}
-        return write_page(path, "Interpolation explorer", STYLE, body, self._line_picture(), values)
+        values |= {"LAST": POINTS - 1, "START": round(self.t.value * (POINTS - 1))}
+        parts = {"KEY": _key(self.zoos)}
+        return write_page(path, "Interpolation explorer", STYLE, BODY, self._line_picture(), values, parts)
 
     def _text(self) -> str:
         facts = self._numbers(self.t.value, self.report())
@@ -368,12 +368,12 @@ STYLE = "#t { width: 24em; vertical-align: middle }"
 
 BODY = """
 <label>t, from the first network to the second
-<input id="t" type="range" min="0" max="LAST" value="START"></label>
+<input id="t" type="range" min="0" max="@LAST@" value="@START@"></label>
 <div id="facts"></div>
-DRAWN
-KEY
+@DRAWN@
+@KEY@
 <script>
-const moving = MOVING, frames = FRAMES;
+const moving = @MOVING@, frames = @FRAMES@;
 const at = id => document.getElementById(id);
 function show() {
   const frame = frames[at("t").value];

@@ -151,11 +151,10 @@ class Explorer(Displayed):
         The other network, the seed and the layer are those that are chosen. Raises OSError when it cannot be written.
         """
         directions = list(self.direction.options)
-        body = BODY.replace("KEY", _key()).replace("REACH", str(REACH)).replace("FAR", str(self.far.value))
-        body = body.replace("DIRECTIONS", html_options(directions))
+        parts = {"KEY": _key(), "DIRECTIONS": html_options(directions)}
         data = {"ways": [self._page_data(direction) for direction in directions], "moving": MOVING}
-        values = {"CHOSEN": directions.index(self.direction.value), "DATA": data}
-        return write_page(path, "Latent explorer", STYLE, body, self._picture(), values)
+        chosen = {"CHOSEN": directions.index(self.direction.value), "REACH": REACH, "FAR": self.far.value}
+        return write_page(path, "Latent explorer", STYLE, BODY, self._picture(), chosen | {"DATA": data}, parts)
 
     def _page_data(self, direction: str) -> dict:
         found = self._walked(direction)
@@ -440,17 +439,17 @@ form { display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; align-items: center }
 
 BODY = """
 <form>
-<label>far <input id="far" type="range" min="-REACH" max="REACH" value="FAR"></label>
-<label>direction <select id="direction">DIRECTIONS</select></label>
+<label>far <input id="far" type="range" min="-@REACH@" max="@REACH@" value="@FAR@"></label>
+<label>direction <select id="direction">@DIRECTIONS@</select></label>
 </form>
 <div id="facts"></div>
-DRAWN
-KEY
+@DRAWN@
+@KEY@
 <script>
-const all = DATA, at = id => document.getElementById(id);
-at("direction").value = CHOSEN;
+const all = @DATA@, at = id => document.getElementById(id);
+at("direction").value = @CHOSEN@;
 function show() {
-  const way = all.ways[at("direction").value], frame = way.frames[Number(at("far").value) + REACH];
+  const way = all.ways[at("direction").value], frame = way.frames[Number(at("far").value) + @REACH@];
   const layout = {...way.layout};
   frame.images.forEach((image, i) => layout[`images[${i}].source`] = image);
   at("facts").innerHTML = frame.facts;

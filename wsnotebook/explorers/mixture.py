@@ -123,11 +123,10 @@ class Explorer(Displayed):
                     {key: packed(values) for key, values in trace.items()} for trace in trace_arrays(f)
                 ]
                 texts[f"{i}/{epoch}"] = readout(_facts(self.result, f))
-        body = BODY.replace("KEY", _key()).replace("LAST", str(len(epochs) - 1))
-        body = body.replace("OPTIONS", html_options(self._layers()))
-        values = {"EPOCHS": epochs, "TEXTS": texts, "AXES": axes, "FRAMES": frames}
+        parts = {"KEY": _key(), "OPTIONS": html_options(self._layers())}
+        values = {"EPOCHS": epochs, "TEXTS": texts, "AXES": axes, "FRAMES": frames, "LAST": len(epochs) - 1}
         figure = _picture(self.result, ALL, last, "log")
-        return write_page(path, "Mixture explorer", STYLE, body, figure, values)
+        return write_page(path, "Mixture explorer", STYLE, BODY, figure, values, parts)
 
     def _ipython_display_(self) -> None:
         self._shown = True
@@ -308,17 +307,17 @@ button { min-width: 5em }
 BODY = """
 <form>
 <button id="play" type="button">Play</button>
-<label>epoch <input id="epoch" type="range" min="0" max="LAST" value="LAST"></label>
-<label>layer <select id="layer">OPTIONS</select></label>
+<label>epoch <input id="epoch" type="range" min="0" max="@LAST@" value="@LAST@"></label>
+<label>layer <select id="layer">@OPTIONS@</select></label>
 <fieldset>counts
 <label><input type="radio" name="scale" value="log" checked> log</label>
 <label><input type="radio" name="scale" value="linear"> linear</label></fieldset>
 </form>
 <div id="facts"></div>
-DRAWN
-KEY
+@DRAWN@
+@KEY@
 <script>
-const epochs = EPOCHS, texts = TEXTS, axes = AXES, frames = FRAMES;
+const epochs = @EPOCHS@, texts = @TEXTS@, axes = @AXES@, frames = @FRAMES@;
 const at = id => document.getElementById(id), form = document.querySelector("form");
 let timer = null;
 function show() {

@@ -136,11 +136,14 @@ class Explorer(Displayed):
             if self.mode.value == WALK:
                 chosen, k = len(lanes), round(self.far.value * (PLACES - 1))
         form = self.found.form
-        body = BODY.replace("KEY", drawing.key(form)).replace("SCENES", html_options(list(scenes)))
-        body = body.replace("FUNCTION", html.escape(self.function.value))
+        parts = {
+            "KEY": drawing.key(form),
+            "SCENES": html_options(list(scenes)),
+            "FUNCTION": html.escape(self.function.value),
+        }
         data = [[drawing.page_frame(form, view) for view in views] for views in scenes.values()]
         values = {"DATA": data, "CHOSEN": chosen, "TIME": k}
-        return write_page(path, "Search explorer", STYLE, body, drawing.picture(form, self.view_now()), values)
+        return write_page(path, "Search explorer", STYLE, BODY, drawing.picture(form, self.view_now()), values, parts)
 
     def _text(self) -> str:
         facts = "; ".join(f"{name} {value}" for name, value in self.view_now().facts.items())
@@ -318,14 +321,14 @@ form { display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; align-items: center }
 
 BODY = """
 <form>
-<label>lane of FUNCTION, or walk <select id="scene">SCENES</select></label>
+<label>lane of @FUNCTION@, or walk <select id="scene">@SCENES@</select></label>
 <label>time, or share of the way <input id="time" type="range" min="0" value="0"></label>
 </form>
 <div id="facts" role="status" aria-live="polite"></div>
-DRAWN
-KEY
+@DRAWN@
+@KEY@
 <script>
-const all = DATA, at = id => document.getElementById(id);
+const all = @DATA@, at = id => document.getElementById(id);
 function show() {
   const frames = all[at("scene").value];
   at("time").max = frames.length - 1;
@@ -334,9 +337,9 @@ function show() {
   at("facts").innerHTML = frame.facts;
   Plotly.update(at("plot"), update, {...frame.layout});
 }
-at("scene").value = CHOSEN;
-at("time").max = all[CHOSEN].length - 1;
-at("time").value = TIME;
+at("scene").value = @CHOSEN@;
+at("time").max = all[@CHOSEN@].length - 1;
+at("time").value = @TIME@;
 at("time").oninput = at("scene").onchange = show;
 show();
 </script>

@@ -120,19 +120,16 @@ class Explorer(Displayed):
             for m in range(n)
         )
         view = self.view_now()
-        places = {
+        values = {
             "LASTCUT": len(self.thresholds) - 1,
             "LASTLIMIT": len(self.budgets),
             "CUT": self.threshold.index,
             "LIMIT": self.budget.index,
-            "SWITCHES": switches,
-            "KEY": drawing.key(),
+            "DATA": data,
         }
-        body = BODY
-        for name, value in places.items():
-            body = body.replace(f"@{name}@", str(value))
+        parts = {"SWITCHES": switches, "KEY": drawing.key()}
         figure = drawing.picture(view, self._similar(view))
-        return write_page(path, "Sharing explorer", STYLE, body, figure, {"DATA": data})
+        return write_page(path, "Sharing explorer", STYLE, BODY, figure, values, parts)
 
     def _text(self) -> str:
         view = self.view_now()
@@ -260,10 +257,10 @@ BODY = """
 <fieldset><span>ensemble of</span>@SWITCHES@</fieldset>
 </form>
 <div id="facts" role="status" aria-live="polite"></div>
-DRAWN
+@DRAWN@
 @KEY@
 <script>
-const all = DATA, at = id => document.getElementById(id);
+const all = @DATA@, at = id => document.getElementById(id);
 function show() {
   const cut = at("cut").value, limit = at("limit").value;
   at("at_cut").textContent = all.thresholds[cut];

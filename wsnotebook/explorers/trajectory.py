@@ -153,13 +153,22 @@ class Explorer(Displayed):
             "moving": MOVING,
             "particles": PARTICLES,
         }
-        body = BODY.replace("KEY", _key(self.typical)).replace("LAST", str(len(stops) - 1))
-        body = body.replace("NETWORKS", html_options([str(i) for i in range(self.n)])).replace("HOW", self._how())
-        body = body.replace("START", str(int(np.abs(stops - self.step).argmin())))
-        body = body.replace("HIDDEN", "" if self.condition else "hidden").replace("FACT", self._fact())
-        body = body.replace("VALUES", html_options([_named(value) for value in asked]))
-        values = {"CHOSEN": self.particle.value, "TOLD": asked.index(self.asked), "DATA": data}
-        return write_page(path, "Trajectory explorer", STYLE, body, self._picture(), values)
+        parts = {
+            "KEY": _key(self.typical),
+            "NETWORKS": html_options([str(i) for i in range(self.n)]),
+            "HOW": self._how(),
+            "HIDDEN": "" if self.condition else "hidden",
+            "FACT": self._fact(),
+            "VALUES": html_options([_named(value) for value in asked]),
+        }
+        values = {
+            "LAST": len(stops) - 1,
+            "START": int(np.abs(stops - self.step).argmin()),
+            "CHOSEN": self.particle.value,
+            "TOLD": asked.index(self.asked),
+            "DATA": data,
+        }
+        return write_page(path, "Trajectory explorer", STYLE, BODY, self._picture(), values, parts)
 
     def _page_data(self, asked: float | str | None, stops: np.ndarray) -> dict:
         """What the page shows of all particles under a condition."""
@@ -372,18 +381,18 @@ form { display: flex; flex-wrap: wrap; gap: 0.4em 1.6em; align-items: center }
 
 BODY = """
 <form>
-<label>t, from noise to weights <input id="t" type="range" min="0" max="LAST" value="START"></label>
-<label>particle <select id="particle">NETWORKS</select></label>
-<label HIDDEN>FACT <select id="asked">VALUES</select></label>
-<span>HOW</span>
+<label>t, from noise to weights <input id="t" type="range" min="0" max="@LAST@" value="@START@"></label>
+<label>particle <select id="particle">@NETWORKS@</select></label>
+<label @HIDDEN@>@FACT@ <select id="asked">@VALUES@</select></label>
+<span>@HOW@</span>
 </form>
 <div id="facts" role="status" aria-live="polite"></div>
-DRAWN
-KEY
+@DRAWN@
+@KEY@
 <script>
-const all = DATA, at = id => document.getElementById(id);
-at("particle").value = CHOSEN;
-at("asked").value = TOLD;
+const all = @DATA@, at = id => document.getElementById(id);
+at("particle").value = @CHOSEN@;
+at("asked").value = @TOLD@;
 function show() {
   const k = Number(at("t").value), i = Number(at("particle").value), flow = all.asked[at("asked").value];
   const [across, up] = flow.places;

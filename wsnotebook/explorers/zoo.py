@@ -115,10 +115,14 @@ class Explorer(Displayed):
             "labels": [f"{step:,}" for step in self.steps],
         }
         numeric = [name for name in names if self.columns[name].numeric]
-        body = BODY.replace("LAST", str(len(self.steps) - 1)).replace("KEY", legend(list(RIGHT_KEY)))
-        body = body.replace("NUMERIC", _named_options(numeric)).replace("EVERY", _named_options(names))
-        body = body.replace("NETWORKS", html_options([f"model {name}" for name in self._names()]))
-        return write_page(path, "Zoo explorer", STYLE, body, self._picture(), {"DATA": data})
+        parts = {
+            "KEY": legend(list(RIGHT_KEY)),
+            "NUMERIC": _named_options(numeric),
+            "EVERY": _named_options(names),
+            "NETWORKS": html_options([f"model {name}" for name in self._names()]),
+        }
+        values = {"LAST": len(self.steps) - 1, "DATA": data}
+        return write_page(path, "Zoo explorer", STYLE, BODY, self._picture(), values, parts)
 
     def _text(self) -> str:
         step = f"{self.steps[self.step.value]:,}"
@@ -375,25 +379,25 @@ table { border-collapse: collapse } th, td { padding: 0 0.6em; text-align: right
 
 BODY = """
 <form>
-<label>step <input id="step" type="range" min="0" max="LAST"> <output id="label"></output></label>
-<label>x <select id="x">NUMERIC</select></label>
-<label>y <select id="y">NUMERIC</select></label>
-<label>colour <select id="colour">EVERY</select></label>
-<label>curves <select id="curve">NUMERIC</select></label>
-<label>first <select id="first">NETWORKS</select></label>
-<label>second <select id="second">NETWORKS</select></label>
-<label>third <select id="third"><option value="-1">none</option>NETWORKS</select></label>
+<label>step <input id="step" type="range" min="0" max="@LAST@"> <output id="label"></output></label>
+<label>x <select id="x">@NUMERIC@</select></label>
+<label>y <select id="y">@NUMERIC@</select></label>
+<label>colour <select id="colour">@EVERY@</select></label>
+<label>curves <select id="curve">@NUMERIC@</select></label>
+<label>first <select id="first">@NETWORKS@</select></label>
+<label>second <select id="second">@NETWORKS@</select></label>
+<label>third <select id="third"><option value="-1">none</option>@NETWORKS@</select></label>
 <fieldset>a click is
 <label><input type="radio" name="turn" value="first"> first</label>
 <label><input type="radio" name="turn" value="second"> second</label>
 <label><input type="radio" name="turn" value="third"> third</label></fieldset>
 </form>
-DRAWN
+@DRAWN@
 <div id="kinds"></div>
-KEY
+@KEY@
 <div id="facts"></div>
 <script>
-const zoo = DATA;
+const zoo = @DATA@;
 const at = id => document.getElementById(id), form = document.querySelector("form");
 const slots = ["first", "second", "third"], chosen = Object.assign({}, zoo.chosen);
 const take = (values, rows) => rows.map(row => values[row]);

@@ -227,7 +227,8 @@ def study(preset: Preset, seeds: Sequence[int], device="cpu", executor: Executor
 def _run(preset: Preset, device, seed: int) -> Run:
     dataset = datasets.load(preset.dataset).to(device)
     network, trained = trained_network(preset, dataset, seed)
-    return Run(seed, trained, compress(network, dataset, seeded(preset.config, seed), keep=True))
+    made = training.finished(compress(network, dataset, seeded(preset.config, seed), keep=True))
+    return Run(seed, trained, made)
 
 
 def seeded(config: Config, seed: int) -> Config:
@@ -258,7 +259,7 @@ def reach(
     tried: list[Result] = []
     small, large, tau = 0.0, math.inf, config.tau  # the bracket: too little and enough, or enough and too much
     for _ in range(tries if target else 1):
-        result = compress(network, dataset, replace(config, tau=tau), keep=keep)
+        result = training.finished(compress(network, dataset, replace(config, tau=tau), keep=keep))
         tried.append(result)
         strong = result.compressed.ratio >= goal if kind == "ratio" else error(result) > goal
         small, large = (small, tau) if strong else (tau, large)

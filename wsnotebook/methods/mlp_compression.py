@@ -26,7 +26,7 @@ from wsnotebook.methods.mlp_blocks import Coordinates, check_size, join, plain, 
 from wsnotebook.methods.mlp_matrix import Form, Parts, concat, non_zeros
 from wsnotebook.methods.mlp_teachers import random_network
 from wsnotebook.networks import MixedMLP
-from wsnotebook.training import check_at_least
+from wsnotebook.training import check_at_least, finished
 
 STUDENTS = mlp_fitting.Config(steps=6000, lr=0.03)  # how dense students are trained
 TUNING = mlp_fitting.Config(steps=2000, lr=0.03)  # ... and pruned networks, after each pruning
@@ -210,7 +210,8 @@ def _blocks(space: latent_search.Arm, inputs, target, config: Config, before: tu
     """(validation error, new blocks so far, what they hand on) for the networks that a search finds."""
     (x, x_validation), (y, y_validation) = inputs, (part[:, None] for part in target)
     held_out = x_validation, y_validation
-    found = latent_search.search(space, cornn.Table(("block",), (x, y), held_out, held_out), config.search)
+    table = cornn.Table(("block",), (x, y), held_out, held_out)
+    found = finished(latent_search.search(space, table, config.search))
     grown = []
     for row in (found.facts["stage"] == found.facts["stage"].max()).nonzero()[:, 0].tolist():
         module = mlp_modules.network(found.form, found.parts, row).requires_grad_(False)
@@ -230,7 +231,7 @@ def trained(config: swat_nn.Config = AUTOENCODER, keep: bool = False) -> Callabl
 
     keep: as of `swat_nn.train`.
     """
-    return lambda form: latent_search.latent(swat_nn.train(replace(config, form=form), keep=keep))
+    return lambda form: latent_search.latent(finished(swat_nn.train(replace(config, form=form), keep=keep)))
 
 
 def students(

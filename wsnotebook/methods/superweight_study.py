@@ -15,6 +15,7 @@ from wsnotebook import datasets, networks
 from wsnotebook.datasets import Dataset
 from wsnotebook.methods.superweight_baselines import thinned, thinner
 from wsnotebook.methods.superweight_training import Config, Result, train
+from wsnotebook.training import finished
 
 ARMS = {
     "bank": {},
@@ -92,16 +93,15 @@ def prepared(preset: Preset, seed: int = 0, device="cpu") -> tuple[list[nn.Modul
 def arms(
     networks: Sequence[nn.Module], dataset: Dataset, config: Config, budget: int | None = None, *, keep: bool = False
 ) -> dict[str, Result]:
-    """A bank and its controls, as `train` makes them; what is interrupted is the last."""
+    """A bank and its controls, as `train` makes them. An interrupt ends them all."""
     found, known = {}, None
     for arm, changes in ARMS.items():
         members = networks
         if arm == "thin":
             members = thinner(networks, dataset.train[0][:1], found["bank"].plan.sizes["shared"])
-        found[arm] = train(members, dataset, replace(config, **changes), budget, known=known, keep=keep)
+        changed = replace(config, **changes)
+        found[arm] = finished(train(members, dataset, changed, budget, known=known, keep=keep))
         known = known or found[arm].similarities
-        if not found[arm].finished:
-            break
     return found
 
 

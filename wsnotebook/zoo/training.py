@@ -175,9 +175,13 @@ def train(
         elif missing:
             with _spooled(work, folder) as spool:
                 tasks = {executor.submit(_train_elsewhere, spool, part, path): part for part, path in missing}
-                for task in as_completed(tasks):
-                    task.result()
-                    progress.update(sum(map(len, tasks[task])))
+                try:
+                    for task in as_completed(tasks):
+                        task.result()
+                        progress.update(sum(map(len, tasks[task])))
+                finally:
+                    for task in tasks:  # at Ctrl-C, or when one failed
+                        task.cancel()
     try:
         zoo = concat([load(path) for path in paths])
     except FileNotFoundError:  # another process was faster
