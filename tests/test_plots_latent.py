@@ -140,8 +140,9 @@ def test_a_frame_shows_the_walk_at_its_place(k, many):
         for prediction, count in enumerate(row):
             assert numbers.get((prediction, label), 0) == count
     assert [axes.get_title("left") for axes in rest if axes.images] == list(strips)
-    assert f"axis 1, {walk().far[k]:+.2g}: {walk().accuracy[k]:.1f} % (at the start {walk().accuracy[2]:.1f} %)" == (
-        figure.get_suptitle()
+    assert (
+        f"axis 1, {walk().far[k]:+.2g}: {walk().accuracy[k]:.1f} % (the start, decoded, {walk().accuracy[2]:.1f} %)"
+        == (figure.get_suptitle())
     )
 
 

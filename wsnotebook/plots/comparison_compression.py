@@ -106,7 +106,9 @@ def compression_fronts(panels: Mapping[str, tuple[Sequence, Mapping]], allowance
             labels[method] = axes.plot(size, min(error, limit), marker, label=method, **look)[0]
             if error > limit:
                 far.append((size, f"{error:.0f} %", colour))
-        for k, (size, text, colour) in enumerate(sorted(far)):  # each a line lower: they may stand close together
+        k, last = 0, 0.0
+        for size, text, colour in sorted(far):
+            k, last = k + 1 if size < 2 * last else 0, size  # a line lower than a close one
             below = {"xytext": (7, -3 - 9 * k), "textcoords": "offset points", "va": "top", "fontsize": 7}
             axes.annotate(f"↑ {text}", (size, limit), color=colour, **below)
         steps = [point for point in front(means) if point[1] < limit]

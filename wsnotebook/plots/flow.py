@@ -97,7 +97,8 @@ def flow_training(histories: Mapping) -> Figure:
         right.plot(iteration, history["velocity"], label=label, lw=1.8, **look)
     left.axhline(1, color=INK, lw=0.9, ls=":")
     left.plot([], [], color=INK, lw=1.2, alpha=0.6, label="training")
-    left.plot([], [], color=INK, lw=1.8, ls="--", label="held-out networks")
+    if any(np.isfinite(history["validation_loss"]).any() for history in histories.values()):
+        left.plot([], [], color=INK, lw=1.8, ls="--", label="held-out networks")
     left.plot([], [], color=INK, lw=0.9, ls=":", label="standing still")
     left.legend(loc="best")
     left.set(ylabel="loss (standing still = 1)")

@@ -96,7 +96,7 @@ def latent_frame(walk: Walk, k: int, landmarks: Landmarks, images: Mapping[str, 
     plane.plot(*walk.places[k], "o", color=CHOSEN, ms=8, mec=INK, zorder=5)
     low, high = limits(walk, landmarks)
     plane.set(xlabel=landmarks.labels[0], ylabel=landmarks.labels[1], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    curve.axhline(walk.own, color=LANDMARK, lw=1.2, ls=":", label="the start itself")
+    curve.axhline(walk.own, color=LANDMARK, lw=1.2, ls=":", label="the start, not embedded")
     curve.plot(walk.far, walk.accuracy, color=CHOSEN, lw=1.8, label="decoded")
     curve.plot(walk.far[k], walk.accuracy[k], "o", color=CHOSEN, ms=8, mec=INK, zorder=5, clip_on=False)
     curve.set(xlabel=walk.unit, ylabel="accuracy (%)", xlim=walk.far[[0, -1]], ylim=(0, 102))
@@ -108,7 +108,7 @@ def latent_frame(walk: Walk, k: int, landmarks: Landmarks, images: Mapping[str, 
         axes.set_title(caption, fontsize=8, pad=3)
         axes.set(xticks=[], yticks=[], anchor="N")
     at = f"{walk.direction}, {walk.far[k]:+.2g}: {walk.accuracy[k]:.1f} %"
-    figure.suptitle(f"{at} (at the start {walk.accuracy[walk.far == 0][0]:.1f} %)", x=0.01, ha="left")
+    figure.suptitle(f"{at} (the start, decoded, {walk.accuracy[walk.far == 0][0]:.1f} %)", x=0.01, ha="left")
     return figure
 
 

@@ -206,7 +206,7 @@ def similarities(found, clusters: Sequence[Sequence]) -> Figure:
     same = np.concatenate([np.full(len(cluster), g) for g, cluster in enumerate(clusters)])
     other = ~np.eye(n, dtype=bool) & ~np.isnan(values)
     means = [values[pairs & other] for pairs in (same[:, None] == same, same[:, None] != same)]
-    told = [f"{pairs.mean():.2f}" if len(pairs) else "(no pairs)" for pairs in means]
+    told = [f"{pairs.mean().round(2) + 0.0:.2f}" if len(pairs) else "(no pairs)" for pairs in means]
     figure.suptitle(f"Mean similarity {told[0]} within clusters, {told[1]} between them", x=0.01, ha="left")
     return figure
 
