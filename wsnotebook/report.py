@@ -119,10 +119,17 @@ def embeddings() -> str:
 
 
 def searches() -> str:
-    """The text between search marks: notebook 05's verdicts, its autoencoder, and a compressed teacher."""
-    every, untouched, wins, depths, smaller = (
+    """The text between search marks: notebook 05's verdicts, its autoencoder, and two compressed teachers."""
+    every, untouched, wins, depths, *teachers = (
         _facts(f"05_swat_nn/{name}")["metrics"]
-        for name in ("all_functions", "functions_that_no_setting_was_tuned_on", "wins", "depths", "compressed_413")
+        for name in (
+            "all_functions",
+            "functions_that_no_setting_was_tuned_on",
+            "wins",
+            "depths",
+            "compressed_413",
+            "compressed_2241",
+        )
     )
     seeds = {len(runs) for own in wins["errors"].values() for runs in own.values()}.pop()
     parts = []
@@ -134,13 +141,19 @@ def searches() -> str:
         parts += [evaluation.markdown(verdicts["columns"], verdicts["rows"])]
     fvu = ", ".join(f"{depths[f'depth {d}']:.2g}" for d in (1, 2, 3, 4))
     parts += [f"Held-out networks of 1, 2, 3, 4 hidden layers, decoded: {fvu} of the variance missed (median)."]
-    rows = [
-        [way, *(f"{1e4 * sum(column) / len(column):.2g}" for column in zip(*errors, strict=True))]
-        for way, errors in smaller["errors"].items()
-    ]
-    head = "**A trained network of 413 weights, smaller**: share of its outputs' variance that is missed, in 1e-4"
-    parts += [f"{head}, mean of {len(smaller['errors']['cut'])} seeds"]
-    return "\n\n".join([*parts, evaluation.markdown(smaller["columns"], rows)])
+    for weights, smaller in zip(("413", "2,241"), teachers, strict=True):
+        seeds = len(smaller["errors"]["cut"])
+        head = f"**A trained network of {weights} weights, smaller**: share of its outputs' variance that is missed, in"
+        parts += [f"{head} 1e-4; mean and half-width of a 95 % interval over {seeds} seeds"]
+        rows = [
+            [
+                way,
+                *(evaluation.mean_and_half_width([1e4 * e for e in column], 1) for column in zip(*errors, strict=True)),
+            ]
+            for way, errors in smaller["errors"].items()
+        ]
+        parts += [evaluation.markdown(smaller["columns"], rows)]
+    return "\n\n".join(parts)
 
 
 def speeds() -> str:
