@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.markers import CARETDOWN
 from matplotlib.patches import Rectangle
 from sklearn.decomposition import PCA
 
 from wsnotebook import datasets, evaluation, plots, symmetry, zoo
+from wsnotebook.evaluation.memorisation import Comparison
 from wsnotebook.plots import landscape
 from wsnotebook.plots import zoo as pictures
 
@@ -307,6 +309,16 @@ def test_of_several_seeds_novelty_draws_the_first_and_counts_all(aligned, last, 
     (legend,) = figure.legends
     assert legend.get_texts()[1].get_text() == f"flow ({mean:.0f} ± {half:.0f} %)"
     assert figure.get_suptitle().endswith("; 3 seeds, the first drawn")
+
+
+def test_a_network_far_below_all_others_is_a_caret_and_leaves_them_room():
+    spread = Comparison(np.linspace(90, 95, 200), np.linspace(1, 2, 200), *3 * [np.zeros(200)])
+    made = replace(spread, accuracy=np.r_[10.0, 20.0, np.linspace(90, 95, 198)])
+    axes = plots.novelty({"made": evaluation.Novelty(made, spread, 1.0, 91.0)}).axes[0]
+    _, near, below = axes.lines
+    assert len(near.get_xdata()) == 199
+    assert (below.get_marker(), below.get_ydata().tolist()) == (CARETDOWN, [20.0])
+    assert 10 < axes.get_ylim()[0] <= 20
 
 
 @pytest.mark.parametrize("function", [plots.barriers, plots.loss_planes, plots.novelty])

@@ -13,6 +13,7 @@ import torch
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.markers import CARETDOWN
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -325,7 +326,8 @@ def novelty(rows: Mapping) -> Figure:
 
     rows: {label: evaluation.Novelty} against one training zoo, or {label: several of them, one a seed}, of which the
     first is drawn and all are counted. The grey cloud: the zoo's own networks, each left out in turn. Distances are in
-    units of that cloud's median; shaded is novel and accurate. Raises ValueError for no rows.
+    units of that cloud's median; shaded is novel and accurate; carets below: the last hundredth. Raises ValueError for
+    no rows.
     """
     if not rows:
         raise ValueError("rows is empty: pass {label: evaluation.novelty(...)}")
@@ -341,10 +343,15 @@ def novelty(rows: Mapping) -> Figure:
         first.reference.distance / unit, first.reference.accuracy, ".", color="#aaaaaa", ms=6, zorder=2,
         label=f"training zoo ({first.reference_joint:.0f} %)",
     )  # fmt: skip
-    hollow = {"ls": "", "mfc": "none", "mew": 1.1, "ms": 6, "zorder": 3}  # clouds lie on each other: each shows through
+    hollow = {"ls": "", "mfc": "none", "mew": 0.9, "zorder": 3, "clip_on": False}  # each cloud shows through others
+    floor = np.quantile(np.concatenate([row.generated.accuracy for row, *_ in rows.values()]), 0.01, method="lower")
     for (label, (row, *_)), colour, marker in zip(rows.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
-        at = row.generated.distance / unit, row.generated.accuracy
-        axes.plot(*at, marker, color=colour, label=f"{label} ({joint[label][1]} %)", **hollow)
+        distance, accuracy = row.generated.distance / unit, row.generated.accuracy
+        low = accuracy < floor
+        text = f"{label} ({joint[label][1]} %)"
+        axes.plot(distance[~low], accuracy[~low], marker, color=colour, ms=4.5, label=text, **hollow)
+        if low.any():
+            axes.plot(distance[low], np.full(low.sum(), floor), marker=CARETDOWN, color=colour, ms=5, **hollow)
     axes.autoscale_view()
     left, right = min(0, axes.get_xlim()[0]), axes.get_xlim()[1]
     low, high = axes.get_ylim()
