@@ -263,7 +263,7 @@ def test_another_zoo_is_scored_and_not_learned_from(nets):
     assert found["kind"].scores["other accuracy"] == [0] * 5
     shown = properties.table({"x": found}, other=True)
     assert "| x | -3.000" in shown
-    assert "(-1.00) | 0.0 (of 0.0 %) |" in shown
+    assert "(-1.00) | 0.0 ± 0.0 (of 0.0 %) |" in shown
 
 
 def test_the_table_has_the_means_over_splits(nets):
