@@ -182,9 +182,7 @@ def speeds() -> str:
     facts = f"{machine['cpu']}, {vectors}, one thread, torch {machine['torch']}, {numba} numba, {machine['date']}."
     told = [f"{mark} {note[0].upper()}{note[1:]}." for note, mark in notes.items()]
     promises = [kept for row in metrics["rows"] for kept in row["promises"].values()]
-    kept = (
-        f"**{sum(promises)} of {len(promises)} promises are kept**; the table has all, and notes say what came between."
-    )
+    kept = f"**{sum(promises)} of {len(promises)} promises are kept**; the table has all, and notes say why not."
     table = [evaluation.markdown(columns, rows), "<br>\n".join([facts, *told])]
     return "\n\n".join([kept, "<details><summary>The table, row by row</summary>", *table, "</details>"])
 

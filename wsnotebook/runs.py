@@ -369,10 +369,8 @@ def _keep_results(fresh: Path) -> None:
 
     try:
         for path in (*fresh.glob("results/[!.]*"), *fresh.glob("zoos/*/zoo.safetensors")):  # not what is half there
-            with replacing(
-                cache_folder() / path.relative_to(fresh)
-            ) as part:  # on another disk, where a move takes time
-                shutil.copyfile(path, part)
+            with replacing(cache_folder() / path.relative_to(fresh)) as part:
+                shutil.copyfile(path, part)  # it may be on another disk
     except OSError as error:  # the other notebooks still run
         warnings.warn(f"{fresh.name}: not kept: {error}", RuntimeWarning, stacklevel=3)
 

@@ -22,9 +22,10 @@ def postpone() -> None:
             del sys.modules[NAME]
         return getattr(importlib.import_module(NAME), attribute)
 
+    def is_valid_syntax(*args, **kwargs):  # what jsonschema takes when it is imported, and calls at its own first use
+        return first_use("is_valid_syntax")(*args, **kwargs)
+
     stand_in = module_from_spec(spec)  # with its file and path, not executed
     stand_in.__getattr__ = first_use  # PEP 562
-    stand_in.is_valid_syntax = lambda *args, **kwargs: first_use("is_valid_syntax")(
-        *args, **kwargs
-    )  # what jsonschema takes
+    stand_in.is_valid_syntax = is_valid_syntax
     sys.modules[NAME] = stand_in

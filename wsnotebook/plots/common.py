@@ -35,14 +35,16 @@ def compact_png(figure: Figure) -> bytes:
 
 def in_words(figure: Figure) -> str:
     """The figure's texts, for who cannot see it: its title, titles and axes of its panels, the legend."""
-    panels, keys = [], [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    panels, names = [], []
     for axes in figure.axes:
-        title = next(filter(None, map(axes.get_title, ("left", "center", "right"))), "")
-        panels.append(
-            ": ".join(filter(None, (title, " over ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel()))))))
-        )
-    names = dict.fromkeys(text.get_text() for key in keys for text in key.get_texts())
-    said = [figure.get_suptitle(), "; ".join(dict.fromkeys(filter(None, panels))), ", ".join(names)]
-    return " ".join(
-        f"{text}." for text in [f"Figure: {said[0]}" if said[0] else "Figure", *filter(None, said[1:])]
-    ).replace("\n", " ")
+        title = axes.get_title("left") or axes.get_title("center") or axes.get_title("right")
+        panels.append(_joined(": ", [title, _joined(" over ", [axes.get_ylabel(), axes.get_xlabel()])]))
+    for key in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
+        names += [text.get_text() for text in key.get_texts()] if key else []
+    head = _joined(": ", ["Figure", figure.get_suptitle()])
+    return _joined(". ", [head, _joined("; ", panels), _joined(", ", names)]).replace("\n", " ") + "."
+
+
+def _joined(mark: str, texts: list[str]) -> str:
+    """Those that say something, each once."""
+    return mark.join(dict.fromkeys(filter(None, texts)))

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy import linalg
 from torch import Tensor
 
-from wsnotebook.evaluation import Novelty, interval
+from wsnotebook.evaluation import Novelty, mean_and_half_width
 from wsnotebook.plots.common import INK, styled
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")  # the last: others
@@ -332,10 +332,8 @@ def novelty(rows: Mapping) -> Figure:
     if not rows:
         raise ValueError("rows is empty: pass {label: evaluation.novelty(...)}")
     rows = {label: [row] if isinstance(row, Novelty) else list(row) for label, row in rows.items()}
-    first, joint = next(iter(rows.values()))[0], {}
-    for label, each in rows.items():
-        mean, half = interval([row.joint for row in each])
-        joint[label] = mean, f"{mean:.0f}" if len(each) == 1 else f"{mean:.0f} ± {half:.0f}"
+    first, joints = next(iter(rows.values()))[0], {label: [row.joint for row in each] for label, each in rows.items()}
+    told = {label: f"{mean_and_half_width(own, 0)} %" for label, own in joints.items()}
     unit = np.median(first.reference.distance)
     figure = Figure(figsize=(7, 3.8))
     axes = figure.subplots()
@@ -348,7 +346,7 @@ def novelty(rows: Mapping) -> Figure:
     for (label, (row, *_)), colour, marker in zip(rows.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
         distance, accuracy = row.generated.distance / unit, row.generated.accuracy
         low = accuracy < floor
-        text = f"{label} ({joint[label][1]} %)"
+        text = f"{label} ({told[label]})"
         axes.plot(distance[~low], accuracy[~low], marker, color=colour, ms=4.5, label=text, **hollow)
         if low.any():
             axes.plot(distance[low], np.full(low.sum(), floor), marker=CARETDOWN, color=colour, ms=5, **hollow)
@@ -363,8 +361,8 @@ def novelty(rows: Mapping) -> Figure:
     axes.set(xlim=(left, right), ylim=(low, high), ylabel="accuracy (%)")
     axes.set_xlabel("distance to the nearest training network (zoo's median = 1)")
     figure.legend(title="novel and accurate", loc="outside right center")
-    best = max(joint, key=joint.get)
-    most = f"at most {joint[best][1]} % ({best})" if joint[best][0] else "none of these"
+    best = max(joints, key=lambda label: np.mean(joints[label]))
+    most = f"at most {told[best]} ({best})" if any(joints[best]) else "none of these"
     seeds = max(map(len, rows.values()))
     several = f"; {seeds} seeds, the first drawn" if seeds > 1 else ""
     figure.suptitle(f"Novel and accurate: {most}{several}", x=0.01, ha="left")
