@@ -77,3 +77,16 @@ def test_other_comments_are_left_alone():
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)", README))))
 def test_its_links_lead_somewhere(path):
     assert (ROOT / path).exists()
+
+
+def test_numbers_in_the_readmes_prose_are_the_figures():
+    workers, large = (report._facts(name, "benchmarks")["metrics"] for name in ("workers", "large_zoo"))
+    table = report._facts("07_compare_compression/table_perceptron")["metrics"]["rows"]
+    sizes = {
+        row[0]: float(row[2].split()[0]) / 1000
+        for row in table
+        if row[0] in ("soft weight-sharing", "pruning + k-means")
+    }
+    assert f"{workers['ratio']:.2f} times quicker" in README
+    assert f"most {large['most_mib'] / 1024:.1f} GiB of the process's own" in README
+    assert f"they are {sizes['soft weight-sharing']:.1f} and {sizes['pruning + k-means']:.1f} kB" in README
